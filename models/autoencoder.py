@@ -1,0 +1,146 @@
+"""The KL autoencoder (Rombach et al. 2022, section 3.1): images to a small Gaussian and back.
+
+Same structure and state-dict keys as diffusers' attention-free AutoencoderKL.
+B: batch, C: image channels, H, W: image size, z: latent channels, h = H / stride, w = W / stride.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.blocks import Downsample, ResidualBlock, Stage, Upsample, check_divides, check_widths
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """channels: width per level; every level but the last halves the size.
+
+    blocks: residual blocks per level in the encoder (one more in the decoder). groups: of every
+    GroupNorm.
+    """
+
+    image_channels: int
+    latent_channels: int
+    channels: tuple[int, ...]
+    blocks: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """N(mean, exp(logvar)) with independent entries; mean, logvar: (B, z, h, w)."""
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+
+    def sample(self):
+        """One draw, (B, z, h, w), by the reparameterisation of Kingma & Welling 2014, eq. 10."""
+        return self.mean + (0.5 * self.logvar).exp() * torch.randn_like(self.mean)
+
+    def kl(self):
+        """KL divergence from N(0, 1) in nats, per latent value: (B, z, h, w)."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
+
+    def moments(self):
+        """Mean and logvar along the channels: (B, 2z, h, w)."""
+        return torch.cat([self.mean, self.logvar], dim=1)
+
+
+class Encoder(nn.Module):
+    """(B, C, H, W) -> (B, 2z, h, w)."""
+
+    def __init__(self, config):
+        super().__init__()
+        widths, last = config.channels, len(config.channels) - 1
+
+        def resnet(c_in, c_out):
+            return ResidualBlock(c_in, c_out, config.groups, NORM_EPS)
+
+        self.conv_in = nn.Conv2d(config.image_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        c = widths[0]
+        for i, width in enumerate(widths):
+            resnets = [resnet(c if j == 0 else width, width) for j in range(config.blocks)]
+            c = width
+            self.down_blocks.append(
+                Stage(resnets, [Downsample(c, pad_end=True)] if i < last else [])
+            )
+        self.mid_block = Stage([resnet(c, c), resnet(c, c)])
+        self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(c, 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x):
+        # fmt: off
+        h = self.conv_in(x)                                         # (B, c0, H, W)
+        for stage in self.down_blocks:
+            h = stage(h)                                            # level i: (B, ci, H/2^i, W/2^i)
+        h = self.mid_block(h)                                       # (B, c_last, h, w)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))         # (B, 2z, h, w)
+        # fmt: on
+
+
+class Decoder(nn.Module):
+    """(B, z, h, w) -> (B, C, H, W); not bounded, displaying clamps."""
+
+    def __init__(self, config):
+        super().__init__()
+        widths, last = config.channels, len(config.channels) - 1
+
+        def resnet(c_in, c_out):
+            return ResidualBlock(c_in, c_out, config.groups, NORM_EPS)
+
+        c = widths[-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, c, 3, padding=1)
+        self.mid_block = Stage([resnet(c, c), resnet(c, c)])
+        self.up_blocks = nn.ModuleList()
+        for i, width in enumerate(reversed(widths)):
+            resnets = [resnet(c if j == 0 else width, width) for j in range(config.blocks + 1)]
+            c = width
+            self.up_blocks.append(Stage(resnets, upsamplers=[Upsample(c)] if i < last else []))
+        self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(c, config.image_channels, 3, padding=1)
+
+    def forward(self, z):
+        # fmt: off
+        h = self.mid_block(self.conv_in(z))                         # (B, c_last, h, w)
+        for stage in self.up_blocks:
+            h = stage(h)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))         # (B, C, H, W)
+        # fmt: on
+
+
+class AutoencoderKL(nn.Module):
+    """encode(x) -> posterior over z, decode(z) -> x. stride = 2^(levels - 1)."""
+
+    def __init__(self, config):
+        super().__init__()
+        check_widths(config.channels, config.groups, config.blocks)
+        self.config = config
+        self.stride = 2 ** (len(config.channels) - 1)
+        z = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1)
+        self.post_quant_conv = nn.Conv2d(z, z, 1)
+
+    def encode(self, x):
+        """x: (B, C, H, W) in [-1, 1] -> DiagonalGaussian over (B, z, h, w), float32.
+
+        logvar is clamped to [-30, 20]. Raises ValueError when stride does not divide H and W.
+        """
+        check_divides(*x.shape[-2:], self.stride)
+        mean, logvar = self.quant_conv(self.encoder(x)).float().chunk(2, dim=1)
+        return DiagonalGaussian(mean, logvar.clamp(-30, 20))
+
+    def decode(self, z):
+        """z: (B, z, h, w), on the autoencoder's own scale -> (B, C, H, W), about [-1, 1]."""
+        return self.decoder(self.post_quant_conv(z))
+
+    def forward(self, x):
+        """x -> its reconstruction from one posterior sample (B, C, H, W), and that posterior."""
+        posterior = self.encode(x)
+        return self.decode(posterior.sample()), posterior

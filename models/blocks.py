@@ -1,0 +1,108 @@
+"""The parts that UNet and autoencoder share, in the structure of diffusers without attention.
+
+B: batch, C: channels, H, W: height and width at the block, E: width of the time embedding.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def timestep_embedding(t, dim):
+    """Sinusoids of t: (B,) -> (B, dim), cosines first. Vaswani et al. 2017, section 3.5."""
+    half = dim // 2
+    k = torch.arange(half, device=t.device, dtype=torch.float32)
+    angles = t[:, None].float() * torch.exp(-math.log(10000) * k / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))) + embedding))); a 1x1 shortcut where widths differ.
+
+    emb_channels None makes a block without a time embedding (the autoencoder's).
+    """
+
+    def __init__(self, c_in, c_out, groups, eps, emb_channels=None, dropout=0.0):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        if emb_channels is not None:
+            self.time_emb_proj = nn.Linear(emb_channels, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x, emb=None):
+        # fmt: off
+        h = self.conv1(F.silu(self.norm1(x)))                       # (B, c_out, H, W)
+        if emb is not None:
+            h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))         # (B, c_out, H, W)
+        return self.conv_shortcut(x) + h
+        # fmt: on
+
+
+class Downsample(nn.Module):
+    """3x3 convolution of stride 2: (B, C, H, W) -> (B, C, H/2, W/2).
+
+    The UNet pads all around; the autoencoder (pad_end) only below and on the right.
+    """
+
+    def __init__(self, channels, pad_end=False):
+        super().__init__()
+        self.pad_end = pad_end
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if pad_end else 1)
+
+    def forward(self, x):
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad_end else x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour x2, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Stage(nn.Module):
+    """One resolution: residual blocks, then at most one resampler (both lists run in order)."""
+
+    def __init__(self, resnets, downsamplers=(), upsamplers=()):
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.downsamplers = nn.ModuleList(downsamplers)
+        self.upsamplers = nn.ModuleList(upsamplers)
+
+    def forward(self, h, emb=None):
+        """Without skips (the autoencoder, and the UNet's middle)."""
+        for resnet in self.resnets:
+            h = resnet(h, emb)
+        for resample in [*self.downsamplers, *self.upsamplers]:
+            h = resample(h)
+        return h
+
+
+def check_widths(channels, groups, blocks):
+    """Raise ValueError unless there is a level, a block, and groups divides every width."""
+    if not channels or min(channels) < 1 or blocks < 1 or groups < 1:
+        raise ValueError(f"needs positive widths and blocks, got {channels} and {blocks}")
+    bad = [c for c in channels if c % groups]
+    if bad:
+        raise ValueError(f"widths must be multiples of {groups} (groups of a norm), got {bad[0]}")
+
+
+def check_divides(height, width, stride):
+    """Raise ValueError, naming the nearest sizes that work, unless stride divides both sides."""
+    if height % stride or width % stride or min(height, width) < stride:
+        nearest = "x".join(str(max(stride, round(n / stride) * stride)) for n in (height, width))
+        raise ValueError(
+            f"height and width must be multiples of {stride}, but the size is {height}x{width}; "
+            f"the nearest that works is {nearest}"
+        )

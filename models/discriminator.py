@@ -1,0 +1,53 @@
+"""The patch discriminator and its two losses (Isola et al. 2017; Esser et al. 2021)."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """channels: width of the first of `layers` stride-2 convolutions; each next one doubles."""
+
+    image_channels: int
+    channels: int
+    layers: int
+
+
+class PatchDiscriminator(nn.Module):
+    """x: (B, C, H, W) in [-1, 1] -> a logit per patch, about (B, 1, H/2^layers, W/2^layers).
+
+    Isola et al. 2017, section 3.2.2. Norms are over groups of channels of one image, so that a
+    logit never depends on the other images of the batch.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        c = config.channels
+        body = [nn.Conv2d(config.image_channels, c, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(1, config.layers + 1):
+            width = config.channels * 2 ** min(i, 3)
+            stride = 2 if i < config.layers else 1
+            body += [
+                nn.Conv2d(c, width, 4, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(8, width),
+                nn.LeakyReLU(0.2),
+            ]
+            c = width
+        self.body = nn.Sequential(*body)
+        self.head = nn.Conv2d(c, 1, 4, padding=1)
+
+    def forward(self, x):
+        return self.head(self.body(x)).float()
+
+
+def generator_loss(fake_logits):
+    """-D(x_hat), mean per patch logit."""
+    return -fake_logits.mean()
+
+
+def discriminator_loss(real_logits, fake_logits):
+    """Hinge loss, mean per patch logit (Lim & Ye 2017, arXiv:1705.02894)."""
+    return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())

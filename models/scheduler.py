@@ -1,0 +1,93 @@
+"""The forward process q(xt | x0) and one step of its reversal, as tables and three verbs.
+
+Notation of Ho et al. 2020 (arXiv:2006.11239), with t = 0 .. T-1 as in diffusers:
+alpha_bar[t] = prod_{s<=t} (1 - beta[s]), and "before" step 0 alpha_bar is 1.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """num_steps: T. Betas rise linearly; both in (0, 1). clip_x0: clamp x0_hat to [-1, 1]."""
+
+    num_steps: int
+    beta_start: float
+    beta_end: float
+    clip_x0: bool
+
+
+class DDPMScheduler:
+    """Tables of beta and alpha_bar (float64, CPU); what is picked from them is cast and moved.
+
+    Raises ValueError unless 0 < beta_start <= beta_end < 1 and num_steps >= 1.
+    """
+
+    def __init__(self, config):
+        if not 0 < config.beta_start <= config.beta_end < 1:
+            raise ValueError(
+                f"betas must satisfy 0 < beta_start <= beta_end < 1, but are "
+                f"{config.beta_start} and {config.beta_end}"
+            )
+        if config.num_steps < 1:
+            raise ValueError(f"a schedule needs at least 1 step, but has {config.num_steps}")
+        self.config = config
+        self.num_steps = config.num_steps
+        self.beta = torch.linspace(
+            config.beta_start, config.beta_end, config.num_steps, dtype=torch.float64
+        )
+        self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)
+
+    def timesteps(self, num_sampling_steps):
+        """Pairs (t, t_prev) from T-1 down to the last, whose t_prev is -1: "trailing" spacing.
+
+        Raises ValueError outside 1 .. T. Source: Lin et al. 2023 (arXiv:2305.08891), table 2.
+        """
+        if not 1 <= num_sampling_steps <= self.num_steps:
+            raise ValueError(
+                f"the number of sampling steps must be 1 to {self.num_steps} (the schedule's "
+                f"steps), but is {num_sampling_steps}"
+            )
+        stride = self.num_steps / num_sampling_steps
+        kept = [round(self.num_steps - i * stride) - 1 for i in range(num_sampling_steps)]
+        return list(zip(kept, kept[1:] + [-1], strict=True))
+
+    def add_noise(self, x0, eps, t):
+        """xt ~ q(xt | x0) for eps ~ N(0, I); x0, eps: (B, ...), t: (B,). Ho et al. 2020, eq. 4."""
+        signal, noise = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
+        return _pick(signal, t, x0) * x0 + _pick(noise, t, x0) * eps
+
+    def predict_x0(self, xt, eps_hat, t):
+        """x0_hat, the inverse of add_noise; clamped to [-1, 1] if the config says so. Eq. 15."""
+        # Divided by sqrt(alpha_bar) through its reciprocal: one table, one product each.
+        scale = self.alpha_bar.rsqrt()
+        x0_hat = _pick(scale, t, xt) * xt - _pick((scale**2 - 1).sqrt(), t, xt) * eps_hat
+        return x0_hat.clamp(-1, 1) if self.config.clip_x0 else x0_hat
+
+    def step(self, xt, eps_hat, t, t_prev, noise, sigma_scale=1.0, posterior_sigma=False):
+        """x at t_prev from xt: the posterior's mean plus sigma * noise; t and t_prev are ints.
+
+        sigma = sigma_scale * sqrt(beta_t) (Ho et al. 2020, algorithm 2), or, for samplers that
+        skip steps, sigma_scale times the posterior's standard deviation (DDIM with eta = 1, Song
+        et al. 2021, eq. 16): the square root of a long step's beta would leave grain.
+        At t_prev = -1 the result is x0_hat: no noise is added to a finished picture.
+        """
+        x0_hat = self.predict_x0(xt, eps_hat, torch.full((len(xt),), t, device=xt.device))
+        if t_prev < 0:
+            return x0_hat
+        bar, bar_prev = self.alpha_bar[t].item(), self.alpha_bar[t_prev].item()
+        beta = 1 - bar / bar_prev  # of the whole step; beta[t] where t_prev = t - 1
+        mean = (math.sqrt(bar_prev) * beta * x0_hat + math.sqrt(1 - beta) * (1 - bar_prev) * xt) / (
+            1 - bar
+        )
+        variance = beta * (1 - bar_prev) / (1 - bar) if posterior_sigma else beta
+        return mean + sigma_scale * math.sqrt(variance) * noise
+
+
+def _pick(table, t, like):
+    """table[t] for t: (B,), in the type and on the device of like: (B, ...), to broadcast."""
+    table = table.to(like.dtype).to(like.device)  # the table moves, so that t never has to wait
+    return table[t].view(-1, *[1] * (like.ndim - 1))

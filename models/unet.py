@@ -1,0 +1,134 @@
+"""The denoiser: an epsilon-predicting UNet without attention (Ho et al. 2020, appendix B).
+
+Same structure and state-dict keys as diffusers' attention-free UNet2DModel.
+B: batch, C: in_channels, H, W: height and width, c0, c1, ..: the widths `channels`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.blocks import (
+    Downsample,
+    ResidualBlock,
+    Stage,
+    Upsample,
+    check_divides,
+    check_widths,
+    timestep_embedding,
+)
+
+NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """channels: width per level, the first at full size, each further one at half the last.
+
+    blocks: residual blocks per level on the way down (one more on the way up). groups: of every
+    GroupNorm. dropout: probability, inside the residual blocks.
+    """
+
+    in_channels: int
+    channels: tuple[int, ...]
+    blocks: int
+    groups: int
+    dropout: float
+
+
+class UNet(nn.Module):
+    """forward(xt, t) -> eps_hat. H and W must be multiples of `stride` = 2^(levels - 1)."""
+
+    def __init__(self, config):
+        super().__init__()
+        check_widths(config.channels, config.groups, config.blocks)
+        self.config = config
+        self.stride = 2 ** (len(config.channels) - 1)
+        widths, last = config.channels, len(config.channels) - 1
+        emb_channels = 4 * widths[0]
+
+        def resnet(c_in, c_out):
+            return ResidualBlock(c_in, c_out, config.groups, NORM_EPS, emb_channels, config.dropout)
+
+        self.time_embedding = nn.ModuleDict(
+            {
+                "linear_1": nn.Linear(widths[0], emb_channels),
+                "linear_2": nn.Linear(emb_channels, emb_channels),
+            }
+        )
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+
+        # Down: what every block and every downsampler makes is kept as a skip.
+        self.down_blocks = nn.ModuleList()
+        skips, c = [widths[0]], widths[0]
+        for i, width in enumerate(widths):
+            resnets = []
+            for _ in range(config.blocks):
+                resnets.append(resnet(c, width))
+                c = width
+                skips.append(c)
+            self.down_blocks.append(Stage(resnets, [Downsample(c)] if i < last else []))
+            if i < last:
+                skips.append(c)
+
+        self.mid_block = Stage([resnet(c, c), resnet(c, c)])
+
+        # Up: every block takes the newest skip beside what comes from below.
+        self.up_blocks = nn.ModuleList()
+        for i, width in enumerate(reversed(widths)):
+            resnets = []
+            for _ in range(config.blocks + 1):
+                resnets.append(resnet(c + skips.pop(), width))
+                c = width
+            self.up_blocks.append(Stage(resnets, upsamplers=[Upsample(c)] if i < last else []))
+
+        self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(c, config.in_channels, 3, padding=1)
+        self._start_small()
+
+    def _start_small(self):
+        """Zero the last convolution of each residual branch and of the network.
+
+        The untrained network predicts 0 and its blocks are shortcuts (Ho et al. 2020's code;
+        Dhariwal & Nichol 2021): the first loss is the noise's own variance, 1.
+        """
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, xt, t):
+        """xt: (B, C, H, W), t: (B,) in 0 .. T-1 -> eps_hat: (B, C, H, W).
+
+        Raises ValueError when H or W is not a multiple of `stride`.
+        """
+        check_divides(*xt.shape[-2:], self.stride)
+        # fmt: off
+        emb = timestep_embedding(t, self.config.channels[0])        # (B, c0)
+        emb = self.time_embedding["linear_1"](emb)                  # (B, 4 c0)
+        emb = self.time_embedding["linear_2"](F.silu(emb))          # (B, 4 c0)
+
+        h = self.conv_in(xt)                                        # (B, c0, H, W)
+        skips = [h]
+        for stage in self.down_blocks:                              # level i: (B, ci, H/2^i, W/2^i)
+            for resnet in stage.resnets:
+                h = resnet(h, emb)
+                skips.append(h)
+            for downsample in stage.downsamplers:
+                h = downsample(h)
+                skips.append(h)
+
+        h = self.mid_block(h, emb)                                  # (B, c_last, H/s, W/s), s: stride
+
+        for stage in self.up_blocks:
+            for resnet in stage.resnets:
+                h = resnet(torch.cat([h, skips.pop()], dim=1), emb)
+            for upsample in stage.upsamplers:
+                h = upsample(h)
+
+        return self.conv_out(F.silu(self.conv_norm_out(h)))         # (B, C, H, W)
+        # fmt: on
