@@ -122,7 +122,7 @@ class UNet(nn.Module):
                 h = downsample(h)
                 skips.append(h)
 
-        h = self.mid_block(h, emb)                                  # (B, c_last, H/s, W/s), s: stride
+        h = self.mid_block(h, emb)                                  # (B, c_last, H/.., W/..)
 
         for stage in self.up_blocks:
             for resnet in stage.resnets:

@@ -1,0 +1,21 @@
+"""Files are finished or absent."""
+
+import os
+from pathlib import Path
+
+
+def write_atomic(path, write):
+    """Call write(temporary path), flush it to the disk, then give it its name, all in one folder.
+
+    The folder is made. Whatever interrupts this, path holds its old content or all of the new.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,362 @@
+"""Images of any source as uint8 tensors of one size, and the way to [-1, 1] and back.
+
+A source is a list of names with one Dataset per split: CelebA's aligned faces, a folder or zip of
+images, or drawn faces. Item i is (i, image): (C, H, W) uint8, or None if it cannot be decoded.
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data.synthetic import draw_face
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+NUM_SYNTHETIC = 10_000  # drawn faces in --data synthetic
+CROP_ONLY = 1.1  # an image at most this much larger than needed is cropped, not resized
+CELEBA_VALID, CELEBA_TEST = 162_771, 182_638  # first image of each split; train starts at 1
+CELEBA_HELP = (
+    "put img_align_celeba.zip (or its folder img_align_celeba/) into {root}/celeba/; it is linked "
+    "from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html. --data synthetic needs no download"
+)
+# What PIL and zipfile raise for files that are damaged, no images, or dangerously large.
+DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
+    zipfile.BadZipFile, Image.DecompressionBombError,
+)  # fmt: skip
+MNIST_FILES = {
+    "train": "train-images-idx3-ubyte",
+    "test": "t10k-images-idx3-ubyte",
+}
+
+
+def to_pixels(images):
+    """uint8 -> float32 in [-1, 1]; the inverse of to_uint8."""
+    return images.float() / 127.5 - 1
+
+
+def to_display(x):
+    """[-1, 1], where values outside are clamped -> [0, 1] for the eye."""
+    return (x.float() / 2 + 0.5).clamp(0, 1)
+
+
+def to_uint8(x):
+    """[-1, 1], where values outside are clamped -> uint8; the inverse of to_pixels."""
+    return (to_display(x) * 255).round().to(torch.uint8)
+
+
+# ---- MNIST --------------------------------------------------------------------------------------
+
+
+def mnist(root, split):
+    """The digits of split "train" or "test": (60000 or 10000, 1, 28, 28) uint8.
+
+    Reads the original files (.gz or unpacked) in root/MNIST/raw, root/raw or root; downloads them
+    to root through torchvision when they are not there. Raises ValueError when that fails.
+    """
+    root, name = Path(root), MNIST_FILES[split]
+    folders = [root / "MNIST" / "raw", root / "raw", root]
+    found = [f / n for f in folders for n in (name, f"{name}.gz") if (f / n).is_file()]
+    if not found:
+        _download("MNIST", root)
+        found = [p for p in (folders[0] / name, folders[0] / f"{name}.gz") if p.is_file()]
+    if not found:
+        raise ValueError(
+            f"no MNIST in {root} and the download failed; put the four original files "
+            f"({name}.gz and so on) into {folders[0]}"
+        )
+    try:
+        raw = found[0].read_bytes()
+        raw = gzip.decompress(raw) if found[0].suffix == ".gz" else raw
+        header = np.frombuffer(raw, ">u4", count=4)
+        images = np.frombuffer(raw, np.uint8, offset=16).reshape(header[1:].astype(int))
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        raise ValueError(f"{found[0]} is damaged ({error}); delete it and try again") from None
+    return torch.from_numpy(images.copy()).unsqueeze(1)
+
+
+def _download(name, root):
+    """Let torchvision try once; whatever goes wrong, the caller looks at what is there."""
+    from torchvision import datasets
+
+    print(f"{name} is not in {root}: downloading it there", flush=True)
+    try:
+        getattr(datasets, name)(root, download=True)
+    except Exception as error:  # no network, quota, missing gdown, read-only folder, ...
+        print(f"the download failed: {error}")
+
+
+# ---- Images on disk -----------------------------------------------------------------------------
+
+
+class ImageFiles:
+    """The images in a folder or zip: sorted names, a size or CRC of each, their bytes.
+
+    The zip is opened anew in every process: forked workers that shared one handle would move each
+    other's position in the file.
+    """
+
+    def __init__(self, path):
+        self.path, self.is_zip, self._zip = Path(path), Path(path).is_file(), (None, None)
+        try:
+            found = self._list_zip() if self.is_zip else self._list_folder()
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"{path} is not a readable zip file ({error})") from None
+        self.stamp = {
+            name: stamp
+            for name, stamp in sorted(found)
+            if Path(name).suffix.lower() in SUFFIXES
+            and not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)
+        }
+
+    def _list_zip(self):
+        with zipfile.ZipFile(self.path) as file:
+            return [(i.filename, i.CRC) for i in file.infolist() if not i.is_dir()]
+
+    def _list_folder(self):
+        files = (p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        return [(p.relative_to(self.path).as_posix(), p.stat().st_size) for p in files]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_zip": (None, None)}
+
+    def open(self, name):
+        """The PIL image of that name, its pixels not yet decoded."""
+        if not self.is_zip:
+            return Image.open(self.path / name)
+        if self._zip[0] != os.getpid():
+            self._zip = (os.getpid(), zipfile.ZipFile(self.path))
+        return Image.open(io.BytesIO(self._zip[1].read(name)))
+
+
+class FileDataset(Dataset):
+    """Some images of an ImageFiles, resized to cover `size` = (H, W) and centre-cropped."""
+
+    def __init__(self, files, names, size, channels):
+        self.files, self.names, self.size, self.channels = files, names, size, channels
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        try:
+            return i, fit(self.files.open(self.names[i]), self.size, self.channels)
+        except DAMAGED:
+            return i, None  # load_batches reports it
+
+    def stamp(self):
+        """A hash of the names with their sizes or CRCs: it changes when the data do."""
+        rows = ((name, self.files.stamp[name]) for name in self.names)
+        return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
+
+
+class SyntheticFaces(Dataset):
+    """Drawn faces (data/synthetic.py); each is kept once drawn. Same interface as FileDataset."""
+
+    channels = 3
+
+    def __init__(self, numbers, size):
+        self.numbers, self.size, self._drawn = numbers, size, {}
+        self.names = [f"synthetic/{i:06d}" for i in numbers]
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, i):
+        if i not in self._drawn:
+            image = draw_face(self.numbers[i], self.size)
+            self._drawn[i] = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+        return i, self._drawn[i]
+
+    def stamp(self):
+        """A hash of which faces these are, and of the drawing's own first pixels."""
+        probe = draw_face(0, (64, 64)).tobytes()
+        return hashlib.sha256(repr(self.names).encode() + probe).hexdigest()
+
+
+def open_images(data, root, size):
+    """{"train": Dataset, "valid": Dataset} (CelebA: "test" too) of `data` at size (H, W).
+
+    data: "celeba" (looked for in root), "synthetic", or the path of a folder or zip. Raises
+    ValueError, saying what to do, when there is nothing to read.
+    """
+    if data == "synthetic":
+        valid = [i for i in range(NUM_SYNTHETIC) if i % 20 == 0]
+        train = [i for i in range(NUM_SYNTHETIC) if i % 20]
+        return {"train": SyntheticFaces(train, size), "valid": SyntheticFaces(valid, size)}
+    if data == "celeba":
+        files, splits = _find_celeba(Path(root))
+        channels = 3
+        _warn_enlarged([h for h in [_header(files, splits["train"][0])] if h], size)
+    else:
+        if not Path(data).exists():
+            raise ValueError(f"--data {data}: no such folder or zip")
+        files = ImageFiles(data)
+        names, channels = _scan(files, size)
+        splits = split_by_hash(names)
+    return {k: FileDataset(files, names, size, channels) for k, names in splits.items() if names}
+
+
+def split_by_hash(names):
+    """{"train": .., "valid": ..}: every name's own hash decides, so new files move no old ones.
+
+    5 % go to validation; at least one, which is also trained on where it is the only image.
+    """
+    ranked = sorted(names, key=lambda name: (zlib.crc32(name.encode()) % 20 != 0, name))
+    valid = [n for n in names if zlib.crc32(n.encode()) % 20 == 0] or ranked[:1]
+    return {"train": [n for n in names if n not in set(valid)] or valid, "valid": valid}
+
+
+def _find_celeba(root):
+    """CelebA's files and its official splits by image number; downloaded if not there."""
+    places = [
+        root / folder / name
+        for folder in ("celeba", ".")
+        for name in ("img_align_celeba", "img_align_celeba.zip")
+    ] + [root / "celeba"]
+    for attempt in range(2):
+        for place in places:
+            files = ImageFiles(place) if place.exists() else None
+            numbered = [n for n in files.stamp if Path(n).stem.isdigit()] if files else []
+            if numbered:
+                splits = {"train": [], "valid": [], "test": []}
+                for name in numbered:
+                    number = int(Path(name).stem)
+                    split = "valid" if number < CELEBA_TEST else "test"
+                    splits["train" if number < CELEBA_VALID else split].append(name)
+                if not splits["train"]:
+                    raise ValueError(f"{place} has no image numbered below {CELEBA_VALID}")
+                splits["valid"] = splits["valid"] or splits["train"][:1]
+                return files, splits
+        if attempt == 0:
+            _download("CelebA", root)
+    raise ValueError(f"no CelebA in {root}: " + CELEBA_HELP.format(root=root))
+
+
+def _scan(files, size):
+    """Names whose headers can be read, and 1 channel if all are grey, else 3; reports the rest."""
+    headers, tally = {}, BadFiles(len(files.stamp))
+    for name in tqdm(files.stamp, desc="reading headers", unit="images", delay=1, leave=False):
+        header = _header(files, name)
+        if header:
+            headers[name] = header
+        else:
+            tally.add([name])
+    if not headers:
+        raise ValueError(
+            f"no readable image in {files.path}; looked for {', '.join(sorted(SUFFIXES))}"
+        )
+    _warn_enlarged(list(headers.values()), size)
+    grey = all(mode[:1] in ("1", "L", "I") and mode != "LAB" for mode, _ in headers.values())
+    return list(headers), 1 if grey else 3
+
+
+def _header(files, name):
+    """(mode, (width, height)) of an image, or None when it is not one."""
+    try:
+        with files.open(name) as image:
+            return image.mode, image.size
+    except DAMAGED:
+        return None
+
+
+def _warn_enlarged(headers, size):
+    small = sum(w < size[1] or h < size[0] for _, (w, h) in headers)
+    if small:
+        share = "the images" if len(headers) == 1 else f"{small} of {len(headers)} images"
+        print(
+            f"warning: {share} are smaller than {size[0]}x{size[1]} (height x width) and are "
+            "enlarged; a smaller --size keeps them sharp"
+        )
+
+
+def fit(image, size, channels):
+    """A PIL image of any mode and size -> uint8 tensor (channels, H, W), size = (H, W).
+
+    Turned as its EXIF says, resized to cover (unless at most CROP_ONLY too large), then
+    centre-cropped; transparency over white; 16 bits scaled to 8.
+    """
+    height, width = size
+    image.draft(None, (2 * width, 2 * height))  # huge JPEGs are decoded at a fraction
+    image = _eight_bits(ImageOps.exif_transpose(image))
+    scale = min(image.width / width, image.height / height)  # source pixels per pixel
+    if 1 <= scale <= CROP_ONLY:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    else:
+        left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
+        box = (left, top, left + width * scale, top + height * scale)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, box)
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1)
+
+
+def _eight_bits(image):
+    """The same picture in mode L or RGB."""
+    if image.mode.startswith("I"):  # 16 bits; Pillow's plain "I" may hold 8
+        values = np.asarray(image, dtype=np.float64)
+        values = values if image.mode == "I" and values.max() < 256 else values / 257
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return flat.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+# ---- Batches ------------------------------------------------------------------------------------
+
+
+class BadFiles:
+    """Reports unreadable files by name; more than 10 of them and more than 1 % stop the run."""
+
+    def __init__(self, total):
+        self.total, self.names = total, set()
+
+    def add(self, names):
+        """Raises ValueError when there are too many, or when nothing is left."""
+        for name in sorted(set(names) - self.names):
+            self.names.add(name)
+            tqdm.write(f"skipped, cannot be read: {name}")
+        bad = len(self.names)
+        if bad > max(10, self.total / 100) or bad == self.total:
+            raise ValueError(
+                f"{bad} of {self.total} images cannot be read (named above); "
+                "repair or remove them and start again"
+            )
+
+
+def load_batches(dataset, batches, workers, tally):
+    """For each list of indices in `batches`: (images (B, C, H, W) uint8, their indices, a list).
+
+    Unreadable images are left out and reported to tally, a BadFiles; B can be smaller, never 0.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    for images, good, bad in loader:
+        tally.add([dataset.names[i] for i in bad])
+        if good:
+            yield images, good
+
+
+def _collate(items):
+    good = [i for i, image in items if image is not None]
+    bad = [i for i, image in items if image is None]
+    images = torch.stack([image for _, image in items if image is not None]) if good else None
+    return images, good, bad

@@ -1,0 +1,186 @@
+"""The latents of a data set on disk: encoded once, whitened when they are read.
+
+encoded_img/<cache id>/ holds shards of moments (posterior mean and logvar, fp16) and, written
+last, manifest.json. What is read is a fresh draw from each posterior, per channel of mean 0 and
+std 1 over the training set. N: images, c: latent channels, h, w: latent size.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from data.files import write_atomic
+from data.images import BadFiles, load_batches, to_pixels
+
+SHARD = 4096  # images per shard: an interrupted caching loses at most one
+BATCH = 64  # images per call of encode
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class LatentStats:
+    """Mean and standard deviation per latent channel over a training set."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def whiten(self, z):
+        """(B, c, h, w) on the autoencoder's scale -> mean 0, std 1 per channel."""
+        return (z - self._column(self.mean, z)) / self._column(self.std, z)
+
+    def unwhiten(self, z):
+        """The inverse of whiten."""
+        return z * self._column(self.std, z) + self._column(self.mean, z)
+
+    @staticmethod
+    def _column(values, like):
+        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def cache_id(autoencoder_id, datasets, mirror):
+    """Name of the folder: another encoder, size, order or set of images gives another one."""
+    facts = [autoencoder_id, mirror, SHARD]
+    facts += [(k, d.size, d.channels, d.stamp()) for k, d in sorted(datasets.items())]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def cache_bytes(datasets, latent_shape, mirror):
+    """Size on disk of the cache of these data sets; latent_shape = (c, h, w)."""
+    copies = {"train": 1 + mirror, "valid": 1}
+    images = sum(copies[split] * len(dataset) for split, dataset in datasets.items())
+    return images * 2 * math.prod(latent_shape) * torch.float16.itemsize
+
+
+def cache_latents(encode, datasets, latent_shape, folder, mirror, workers):
+    """Fill folder with the moments of datasets = {"train": .., "valid": ..}; goes on if begun.
+
+    encode: (B, C, H, W) in [-1, 1] -> moments (B, 2c, h, w), any device. mirror: also store the
+    mirror image of each training image. Raises ValueError when the disk is too small.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    done = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    missing, free = cache_bytes(datasets, latent_shape, mirror) - done, shutil.disk_usage(folder)[2]
+    if missing > free:
+        raise ValueError(
+            f"the latents need another {missing / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB "
+            "are free; make room, or choose a smaller --size"
+        )
+    jobs = [("train", False), ("valid", False)] + [("train", True)] * mirror
+    tallies = {split: BadFiles(len(dataset)) for split, dataset in datasets.items()}
+    total = sum(len(datasets[split]) for split, _ in jobs)
+    shards = []
+    with tqdm(total=total, desc="encoding", unit="images", smoothing=0.05) as bar:
+        for split, flip in jobs:
+            dataset = datasets[split]
+            for start in range(0, len(dataset), SHARD):
+                indices = range(start, min(start + SHARD, len(dataset)))
+                name = f"{split}{'-mirror' * flip}-{start // SHARD:05d}.safetensors"
+                if not (folder / name).is_file():
+                    batches = [list(indices[i : i + BATCH]) for i in range(0, len(indices), BATCH)]
+                    images = load_batches(dataset, batches, workers, tallies[split])
+                    parts = _encode(encode, images, flip, latent_shape, bar)
+                    _write_shard(torch.cat(parts), folder / name)
+                else:
+                    bar.update(len(indices))
+                shards.append((split, name))
+    _write_manifest(folder, shards, latent_shape)
+
+
+def _encode(encode, batches, flip, latent_shape, bar):
+    """The moments of these batches, fp16 on the CPU; the first part is empty."""
+    c, h, w = latent_shape
+    parts = [torch.empty(0, 2 * c, h, w, dtype=torch.float16)]
+    for images, _ in batches:
+        x = to_pixels(images)
+        parts.append(encode(x.flip(3) if flip else x).half().cpu())
+        bar.update(len(images))
+    return parts
+
+
+def _write_shard(moments, path):
+    """One file of moments (N, 2c, h, w), and beside them the sums that the statistics need."""
+    if not torch.isfinite(moments).all():
+        raise ValueError("the encoder's output is not finite; its checkpoint is not usable")
+    mean, logvar = moments.double().chunk(2, dim=1)
+    sums = {
+        "count": len(mean) * mean.shape[2] * mean.shape[3],
+        "mean": mean.sum(dim=(0, 2, 3)).tolist(),
+        "square": mean.square().sum(dim=(0, 2, 3)).tolist(),
+        "variance": logvar.exp().sum(dim=(0, 2, 3)).tolist(),
+    }
+    metadata = {"format": "pt", "sums": json.dumps(sums)}
+    write_atomic(path, lambda file: save_file({"moments": moments}, file, metadata))
+
+
+def _write_manifest(folder, shards, latent_shape):
+    """Statistics over all training shards, in float64, and the list of files: cache complete."""
+    count, totals = 0, {}
+    for split, name in shards:
+        if split == "train":
+            with safe_open(folder / name, "pt") as file:
+                sums = json.loads(file.metadata()["sums"])
+            count += sums.pop("count")
+            for key, value in sums.items():
+                value = torch.tensor(value, dtype=torch.float64)
+                totals[key] = totals.get(key, 0) + value
+    mean = totals["mean"] / count
+    # The variance of what is drawn: of the means, plus the mean variance of the posteriors.
+    std = (totals["square"] / count - mean.square() + totals["variance"] / count).sqrt()
+    manifest = {
+        "latent_shape": list(latent_shape),
+        "stats": {"mean": mean.tolist(), "std": std.tolist()},
+        "shards": {s: [n for split, n in shards if split == s] for s in ("train", "valid")},
+    }
+    write_atomic(folder / MANIFEST, lambda file: file.write_text(json.dumps(manifest, indent=1)))
+
+
+class LatentDataset:
+    """One split of a finished cache, mapped into memory, not read: size is no matter of RAM.
+
+    stats: LatentStats of the training set. Raises ValueError when a file is missing or damaged.
+    """
+
+    def __init__(self, folder, split):
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            self.stats = LatentStats(*(tuple(manifest["stats"][k]) for k in ("mean", "std")))
+            self._shards = []
+            for name in manifest["shards"][split]:
+                with safe_open(folder / name, "pt") as file:
+                    self._shards.append(file.get_tensor("moments"))  # a map of the file
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder} is damaged ({error}); delete it: it is made again"
+            ) from None
+        self._starts = torch.tensor([0] + [len(s) for s in self._shards]).cumsum(0)
+
+    def __len__(self):
+        return int(self._starts[-1])
+
+    def moments(self, indices):
+        """(B,) indices -> (B, 2c, h, w) fp16: mean and logvar as stored."""
+        indices = torch.as_tensor(indices)
+        shard_of = torch.bucketize(indices, self._starts, right=True) - 1
+        out = torch.empty(len(indices), *self._shards[0].shape[1:], dtype=torch.float16)
+        for k in shard_of.unique().tolist():
+            rows = (shard_of == k).nonzero().squeeze(1)
+            out[rows] = self._shards[k][indices[rows] - self._starts[k]]
+        return out
+
+    def draw(self, indices, device="cpu", generator=None):
+        """Whitened samples of the posteriors of these images: (B, c, h, w) float32 on device."""
+        mean, logvar = self.moments(indices).to(device).float().chunk(2, dim=1)
+        noise = torch.randn(mean.shape, device=device, generator=generator)
+        return self.stats.whiten(mean + (0.5 * logvar).exp() * noise)

@@ -1,0 +1,154 @@
+"""Checkpoints and training states: safetensors with JSON in the metadata, and no pickle.
+
+A checkpoint is {"format": "pt", "version": "1", "config": .., "facts": ..}: what the network is,
+and what whoever uses it has to know. A state is a nested dict of tensors and plain values.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from data.files import write_atomic
+from models.autoencoder import AutoencoderConfig, AutoencoderKL
+from models.discriminator import DiscriminatorConfig, PatchDiscriminator
+from models.unet import UNet, UNetConfig
+
+VERSION = "1"
+KINDS = {
+    "UNet": (UNet, UNetConfig),
+    "AutoencoderKL": (AutoencoderKL, AutoencoderConfig),
+    "PatchDiscriminator": (PatchDiscriminator, DiscriminatorConfig),
+}
+
+
+def save_model(path, model, facts):
+    """Write a model of KINDS with its config and facts (a dict that JSON can hold)."""
+    config = {"kind": type(model).__name__, **asdict(model.config)}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    _write(path, tensors, config, facts)
+
+
+def load_model(path, kind):
+    """(model in eval mode on the CPU, facts) of a checkpoint that save_model wrote.
+
+    Raises ValueError, in a sentence for the user, when the file is missing, truncated, not ours,
+    of another version, or of another kind.
+    """
+    tensors, config, facts = _read(path, "checkpoint")
+    found = config.pop("kind", None)
+    if found != kind:
+        raise ValueError(f"{path} holds a {found}, but a {kind} is needed here")
+    cls, config_cls = KINDS[kind]
+    try:
+        config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        model = cls(config_cls(**config))
+        model.load_state_dict(tensors)
+    except (TypeError, RuntimeError) as error:
+        problem = str(error).splitlines()[0]
+        raise ValueError(f"{path} does not fit this version of the code: {problem}") from None
+    return model.eval(), facts
+
+
+def fingerprint(model):
+    """SHA-256 over names, shapes, types and bytes of all tensors, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def find_by_fingerprint(folder, wanted):
+    """The newest autoencoder checkpoint in folder with this fingerprint, or None."""
+    for path in checkpoints_in(folder):
+        try:
+            model, _ = load_model(path, "AutoencoderKL")
+        except ValueError:
+            continue  # not an autoencoder, or damaged: not the one
+        if fingerprint(model) == wanted:
+            return path
+    return None
+
+
+def checkpoints_in(folder, suffix=".safetensors"):
+    """The checkpoints (or ".state" files) in folder, newest first."""
+    return sorted(
+        Path(folder).glob(f"*{suffix}"), key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True
+    )
+
+
+def save_state(path, tree):
+    """Write a nested dict or list of tensors and plain values; a tensor keeps its exact bits."""
+    tensors = {}
+    plain = _split(tree, "", tensors)
+    _write(path, tensors, {"kind": "state"}, plain)
+
+
+def load_state(path):
+    """What save_state was given, on the CPU. Raises ValueError like load_model."""
+    tensors, config, plain = _read(path, "training state")
+    if config.get("kind") != "state":
+        raise ValueError(f"{path} holds a {config.get('kind')}, not the state of a training run")
+    return _join(plain, tensors)
+
+
+def _split(tree, key, tensors):
+    """tree with every tensor replaced by {"tensor": its key}; the tensors go to `tensors`."""
+    if isinstance(tree, torch.Tensor):
+        tensors[key] = tree.detach().cpu().contiguous().clone()
+        return {"tensor": key}
+    if isinstance(tree, dict):  # as pairs: optimizers count their parameters with integers
+        return {"pairs": [[k, _split(v, f"{key}/{k}", tensors)] for k, v in tree.items()]}
+    if isinstance(tree, (list, tuple)):
+        return {"list": [_split(v, f"{key}/{i}", tensors) for i, v in enumerate(tree)]}
+    return {"value": tree}
+
+
+def _join(node, tensors):
+    (form, content), *_ = node.items()
+    if form == "tensor":
+        return tensors[content]
+    if form == "pairs":
+        return {k: _join(v, tensors) for k, v in content}
+    if form == "list":
+        return [_join(v, tensors) for v in content]
+    return content
+
+
+def _write(path, tensors, config, facts):
+    metadata = {
+        "format": "pt",
+        "version": VERSION,
+        "config": json.dumps(config),
+        "facts": json.dumps(facts),
+    }
+    write_atomic(path, lambda file: save_file(tensors, file, metadata))
+
+
+def _read(path, what):
+    """(tensors, config, facts) of a file that _write wrote, or a ValueError that says why not."""
+    path = Path(path)
+    if not path.is_file():
+        there = [str(p) for p in checkpoints_in(path.parent, path.suffix or ".safetensors")[:3]]
+        hint = f"; there are {', '.join(there)}" if there else ""
+        raise ValueError(f"no {what} {path}{hint}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or no safetensors file ({error})") from None
+    if not {"version", "config", "facts"} <= set(metadata):
+        raise ValueError(f"{path} was not written by this project: its metadata has no config")
+    if metadata["version"] != VERSION:
+        raise ValueError(
+            f"{path} has version {metadata['version']} of the format, this code reads {VERSION}; "
+            "use the code that wrote it"
+        )
+    return tensors, json.loads(metadata["config"]), json.loads(metadata["facts"])

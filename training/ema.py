@@ -1,0 +1,24 @@
+"""An exponential moving average of a model's weights (Karras et al. 2024, section 3)."""
+
+import copy
+
+import torch
+
+
+class EMA:
+    """A second model, `.model`, whose weights follow the first one's, averaged over the past.
+
+    The average is of about 1 / (1 - decay) steps, and of fewer at the start: after n updates the
+    decay is at most (1 + n) / (10 + n), so that the random first weights are soon forgotten.
+    """
+
+    def __init__(self, model, decay):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model, updates):
+        """Take in the model's weights; updates: how many went before this one."""
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        ours, theirs = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - decay)

@@ -1,0 +1,193 @@
+"""Every picture that the project draws; the only file that imports matplotlib.
+
+Images come in as (B, C, H, W) in [-1, 1] and are clamped. Figures are finished or absent.
+"""
+
+import math
+import os
+import sys
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torchvision.utils import make_grid
+
+from data.files import write_atomic
+from data.images import to_display, to_uint8
+
+PIXELS = 1000  # least width of a grid: small pictures are enlarged for the eye
+
+
+def save_grid(path, x, columns=None):
+    """A grid of pictures, enlarged smoothly by a whole number to about PIXELS: .png or .jpg."""
+    columns = columns or grid_columns(len(x))
+    grid = make_grid(to_uint8(x).cpu(), columns, padding=2, pad_value=255)
+    image = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    factor = max(1, round(PIXELS / image.width))
+    image = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
+    save_image(path, image)
+
+
+def save_image(path, image):
+    """A PIL image to .png or .jpg, by the ending of path."""
+    form = "PNG" if str(path).lower().endswith(".png") else "JPEG"
+    write_atomic(path, lambda file: image.save(file, form, quality=92))
+
+
+def single_image(x):
+    """x: (C, H, W) in [-1, 1] -> PIL image."""
+    pixels = to_uint8(x).cpu().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+
+
+def grid_columns(n):
+    """Columns of a grid of n pictures, wider than high, with the fewest empty places."""
+    root = math.ceil(math.sqrt(n))
+    return min(range(root, 2 * root + 1), key=lambda c: (-n % c, c))
+
+
+def show_window(path):
+    """Open the picture in a window where there is a display and a toolkit to open one with."""
+    display = sys.platform in ("win32", "darwin") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    if not display:
+        return
+    import matplotlib
+    from matplotlib import pyplot as plt
+
+    try:
+        fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
+        if matplotlib.get_backend().lower() == "agg":
+            return  # no toolkit: matplotlib can only write files
+        ax.imshow(np.asarray(Image.open(path)), cmap="gray")
+        ax.axis("off")
+        plt.show()
+    except Exception as error:  # a display that cannot be opened must not cost the pictures
+        print(f"no window: {error}")
+
+
+def image_rows(path, rows, title=""):
+    """Labelled rows of images: {"label": (B, C, H, W)}; maps (B, 1, h, w) of another size too."""
+    first = next(iter(rows.values()))
+    height, width = first.shape[2:]
+    n = len(first)
+    fig = Figure(figsize=(1.3 * n + 1.3, 1.3 * height / width * len(rows) + 0.6))
+    axes = fig.subplots(len(rows), n, squeeze=False)
+    for row, (label, images) in zip(axes, rows.items(), strict=True):
+        for ax, x in zip(row, to_display(images).cpu(), strict=True):
+            ax.imshow(x.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    fig.suptitle(title)
+    _save(fig, path)
+
+
+def confidences(path, x, x_hat, real, fake):
+    """The discriminator's belief "real" per patch: red is real, blue is made by the decoder.
+
+    x, x_hat: (B, C, H, W); real, fake: logits (B, 1, h, w).
+    """
+    rows = [("original", x), ("belief", real), ("reconstruction", x_hat), ("belief", fake)]
+    n, aspect = len(x), x.shape[2] / x.shape[3]
+    fig = Figure(figsize=(1.3 * n + 2, 1.3 * aspect * len(rows) + 0.8), layout="constrained")
+    axes = fig.subplots(len(rows), n, squeeze=False)
+    for row, (label, images) in zip(axes, rows, strict=True):
+        for ax, image in zip(row, images.cpu().float(), strict=True):
+            if label == "belief":
+                shown = ax.imshow(image[0].sigmoid(), cmap="coolwarm", vmin=0, vmax=1)
+                ax.set_title(f"{image.sigmoid().mean():.2f}", fontsize=7, pad=2)
+            else:
+                ax.imshow(to_display(image).permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    fig.colorbar(shown, ax=axes, shrink=0.6, label="probability of real (sigmoid of the logit)")
+    fig.suptitle("Discriminator: confidence per patch, with its mean above")
+    _save(fig, path)
+
+
+def curves(path, records, panels):
+    """A panel per {"title": [keys]} over steps; a key that is missing from a record is skipped."""
+    fig = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
+    axes = fig.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (title, keys) in zip(axes, panels.items(), strict=True):
+        values = []
+        for key in keys:
+            points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+            if points:
+                ax.plot(*zip(*points, strict=True), label=key.replace("_", " "))
+                values += [value for _, value in points]
+        if values and min(values) > 0 and max(values) > 10 * min(values):
+            ax.set_yscale("log")
+        ax.set(title=title, xlabel="step")
+        ax.grid(alpha=0.3)
+        if values:
+            ax.legend(fontsize=8)
+    _save(fig, path)
+
+
+def latent_statistics(path, mean, logvar):
+    """Histogram of each latent channel's means, with its posterior's width; (B, c, h, w) each."""
+    fig = Figure(figsize=(4 * mean.shape[1], 3.2), layout="constrained")
+    axes = fig.subplots(1, mean.shape[1], squeeze=False)[0]
+    for i, ax in enumerate(axes):
+        values, width = mean[:, i].flatten().cpu().numpy(), (0.5 * logvar[:, i]).exp().mean()
+        ax.hist(values, bins=80, density=True)
+        ax.set_title(
+            f"channel {i}: mean {values.mean():.2f}, std {values.std():.2f}\n"
+            f"mean posterior std {width:.3f}",
+            fontsize=9,
+        )
+    fig.suptitle("Posterior means of validation images")
+    _save(fig, path)
+
+
+def bands(path, records, num_steps):
+    """Loss per tenth of t: over the training, and now. records have band_loss: 10 or fewer."""
+    records = [r for r in records if r.get("band_loss")]
+    if not records:
+        return
+    values = np.array([r["band_loss"] for r in records], dtype=float)
+    steps = [r["step"] for r in records]
+    edges = np.linspace(0, num_steps, values.shape[1] + 1).astype(int)
+    labels = [f"{a} to {b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    fig = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = fig.subplots(1, 2)
+    colors = _spread(len(labels))
+    for column, label, color in zip(values.T, labels, colors, strict=True):
+        left.plot(steps, column, label=label, color=color)
+    left.set(title="Loss per band of t", xlabel="step", ylabel="squared error of eps_hat")
+    left.set_yscale("log")
+    left.legend(title="t", fontsize=7)
+    latest = np.nanmean(values[-max(1, len(values) // 20) :], axis=0)
+    right.bar(labels, latest, color=colors)
+    right.set(title=f"Latest (step {steps[-1]})", xlabel="t", yscale="log")
+    right.tick_params(axis="x", rotation=45)
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+    _save(fig, path)
+
+
+def side_by_side(path, grids, title):
+    """Labelled grids of samples beside each other: {"label": (B, C, H, W)}."""
+    fig = Figure(figsize=(5 * len(grids), 5.2), layout="constrained")
+    for ax, (label, x) in zip(fig.subplots(1, len(grids), squeeze=False)[0], grids.items(),
+                              strict=True):  # fmt: skip
+        grid = make_grid(to_display(x).cpu(), grid_columns(len(x)), padding=1, pad_value=1.0)
+        ax.imshow(grid.permute(1, 2, 0), interpolation="lanczos")
+        ax.set_title(label)
+        ax.axis("off")
+    fig.suptitle(title)
+    _save(fig, path)
+
+
+def _spread(n):
+    """n colors from dark to light."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](torch.linspace(0, 0.92, n).numpy())
+
+
+def _save(fig, path):
+    write_atomic(path, lambda file: fig.savefig(file, format="png", dpi=110, bbox_inches="tight"))

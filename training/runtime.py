@@ -1,0 +1,124 @@
+"""The machine: which device, which precision, whether compiling pays, and random numbers."""
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+COMPILE_FROM = 10_000  # steps from which a minute of compiling is earned back
+
+
+class Runtime:
+    """device, precision and compile as found for args (--device, --precision, --compile).
+
+    A context and three verbs: autocast() around the networks, place(model), compiled(model).
+    Raises ValueError when the device or the precision is not to be had here.
+    """
+
+    def __init__(self, args):
+        self.device = _device(args.device)
+        self.precision = _bf16_or_fp32(self.device) if args.precision == "auto" else args.precision
+        if self.device.type == "mps" and self.precision != "fp32":
+            raise ValueError("--precision: on mps only fp32 is supported")
+        # What is fastest where: tensor cores and oneDNN want channels last, mps does not.
+        self.memory_format = (
+            torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+        )
+        self.fused = self.device.type in ("cpu", "cuda")
+        workers = getattr(args, "workers", None)
+        if workers is None:
+            # A CPU that trains has no core to spare; a GPU wants its images decoded beside it.
+            workers = 0 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
+        self.workers = workers
+        self.compile = False
+        torch.backends.cudnn.benchmark = True
+
+    def decide_compile(self, wish, steps):
+        """Set .compile from --compile auto|on|off for a run of that many steps."""
+        self.compile = wish == "on" or (
+            wish == "auto" and steps >= COMPILE_FROM and _can_compile(self.device)
+        )
+
+    def autocast(self):
+        """Around forward passes; weights, gradients and losses stay fp32."""
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return torch.autocast(
+            self.device.type, dtype[self.precision], enabled=self.precision != "fp32"
+        )
+
+    def place(self, model):
+        """The model on the device, its weights in the device's favourite order."""
+        return model.to(self.device, memory_format=self.memory_format)
+
+    def compiled(self, model):
+        """The model, or a compiled view of it with the same weights."""
+        return torch.compile(model) if self.compile else model
+
+    def send(self, x):
+        """x: (B, C, H, W) on the device, without waiting for it, in the favourite order."""
+        x = x.to(self.device, non_blocking=True)
+        return x.contiguous(memory_format=self.memory_format)
+
+    def __str__(self):
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"{platform.machine()}, {torch.get_num_threads()} threads"
+        )
+        compiled = "compiled" if self.compile else "not compiled"
+        return f"{self.device.type} ({name}), {self.precision}, {compiled}"
+
+
+def random_state():
+    """The states of the random number generators, for a training state."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state):
+    """The inverse of random_state; a machine without CUDA leaves CUDA's part alone."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _device(wish):
+    if wish == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wish)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        problem = str(error).splitlines()[0]
+        raise ValueError(f"--device {wish} cannot be used here: {problem}") from None
+    return device
+
+
+def _bf16_or_fp32(device):
+    """bf16 only where the hardware multiplies in it: emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if device.type == "cpu" and sys.platform == "linux":
+        flags = Path("/proc/cpuinfo").read_text().split()
+        if {"avx512_bf16", "amx_bf16"} & set(flags) or "bf16" in flags:  # "bf16": on Arm
+            return "bf16"
+    return "fp32"
+
+
+def _can_compile(device):
+    """Whether a small function compiles here: a compiler, Python's headers, Triton on a GPU."""
+    if device.type == "mps" or (device.type == "cpu" and not shutil.which("c++")):
+        return False
+    try:
+        torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(8, device=device))
+    except Exception as error:  # whatever is missing, training goes on without it
+        print(f"not compiling: {str(error).splitlines()[0]}")
+        return False
+    return True
