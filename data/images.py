@@ -346,6 +346,7 @@ def load_batches(dataset, batches, workers, tally):
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
+        generator=torch.Generator(),  # else it would take a number from the run's own
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
     )

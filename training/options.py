@@ -11,13 +11,9 @@ import time
 import traceback
 from pathlib import Path
 
-DEFAULTS = {
-    "mnist": {"epochs": 20, "batch": 128, "lr": 2e-3, "channels": 32, "blocks": 1, "num_images": 30},
-    "encoder": {"epochs": 10, "batch": 16, "lr": 1e-3, "channels": 32, "blocks": 1},
-    "latent": {
-        "epochs": 10, "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 2, "num_images": 15,
-    },
-}  # fmt: skip
+MNIST = {"epochs": 20, "batch": 128, "lr": 2e-3, "channels": 32, "blocks": 1, "num_images": 30}
+ENCODER = {"epochs": 10, "batch": 16, "lr": 1e-3, "channels": 32, "blocks": 1}
+LATENT = {"epochs": 10, "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 2, "num_images": 15}
 CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W)
 
 # What belongs to the machine rather than to the run: a resumed run may change it.
@@ -51,18 +47,16 @@ def parse_mnist(argv=None):
         "  python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors --sampling-steps 50",
     )
     _mode(parser)
-    data = parser.add_argument_group("data")
-    _data_root(data, "MNIST/raw/*.gz; downloaded there if missing")
-    _training(parser, DEFAULTS["mnist"])
-    _denoiser(parser, DEFAULTS["mnist"])
-    _showing(parser, DEFAULTS["mnist"], "fig/mnist/generated.png")
+    _data_root(parser.add_argument_group("data"), "MNIST/raw/*.gz is; downloaded there if missing")
+    _training(parser, MNIST)
+    _denoiser(parser, MNIST)
+    _showing(parser, MNIST, "fig/mnist/generated.png")
     _machine(parser, workers=False)
     return _finish(parser, argv)
 
 
 def parse_encoder(argv=None):
     """Arguments of train_encoder.py."""
-    default = DEFAULTS["encoder"]
     parser = Parser(
         description="Train a KL autoencoder with an l2 + KL + patch-GAN loss "
         "(Rombach et al. 2022, section 3.1).",
@@ -72,38 +66,24 @@ def parse_encoder(argv=None):
         "  python3 train_encoder.py --data synthetic --gan-weight 0 --steps 2000\n"
         "  python3 train_encoder.py --resume",
     )
-    _images(parser).add_argument(
-        "--no-flip", action="store_true", help="no random mirror images: left is not right here"
+    text = "no random mirror images: for data where left is not right"
+    _flag(_images(parser), "--no-flip", text, action="store_true")
+    _training(parser, ENCODER)
+    net = _network(parser, "network and loss", ENCODER)
+    _flag(net, "--latent-channels", "channels of the latent image", integer(1, 64), "N", 3)
+    text = "weight of the KL term, in nats per latent value"
+    _flag(net, "--kl-weight", text, number(0, 1e3), "W", 1e-4)
+    text = (
+        "weight of the GAN term, beside its adaptive weight in [0, 1]; 0 trains without a "
+        "discriminator"
     )
-    _training(parser, default)
-    net = parser.add_argument_group("network and loss")
-    _network(net, default)
-    net.add_argument(
-        "--latent-channels",
-        type=integer(1, 64),
-        default=3,
-        metavar="N",
-        help="channels of the latent image (default 3)",
-    )
-    net.add_argument(
-        "--kl-weight",
-        type=number(0, 1e3),
-        default=1e-4,
-        metavar="W",
-        help="weight of the KL term, in nats per latent value (default 1e-4)",
-    )
-    net.add_argument(
-        "--gan-weight", type=number(0, 1e3), default=0.5, metavar="W",
-        help="weight of the GAN term beside its adaptive weight in [0, 1]; 0 trains without a "
-        "discriminator (default 0.5)",
-    )  # fmt: skip
+    _flag(net, "--gan-weight", text, number(0, 1e3), "W", 0.5)
     _machine(parser)
     return _finish(parser, argv)
 
 
 def parse_latent(argv=None):
     """Arguments of latent_diffusion.py."""
-    default = DEFAULTS["latent"]
     parser = Parser(
         description="Diffusion in the latent space of an autoencoder: train the denoiser "
         "(the latents are cached on first use), or generate pictures.",
@@ -114,24 +94,35 @@ def parse_latent(argv=None):
         "  python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\\n"
         "      --encoder checkpoints/autoencoder/AAA.safetensors --sigma-scale 0.95 --out low.png",
     )
-    _mode(parser).add_argument(
-        "--encoder", metavar="CKPT",
-        help="the autoencoder's checkpoint; with --show it may be left out while the "
-        "denoiser's own is in checkpoints/autoencoder/",
-    )  # fmt: skip
-    _images(parser, of_encoder=True).add_argument(
-        "--mirror", action="store_true",
-        help="also cache the mirror image of each training image: twice the disk, worth it for "
-        "small data sets",
-    )  # fmt: skip
-    _training(parser, default)
-    _denoiser(parser, default)
-    _showing(parser, default, "fig/denoiser/generated.png")
+    text = (
+        "the autoencoder's checkpoint; with --show it may be left out while the denoiser's own "
+        "is in checkpoints/autoencoder/"
+    )
+    _flag(_mode(parser), "--encoder", text, metavar="CKPT")
+    text = (
+        "also cache the mirror image of each training image: twice the disk, worth it for small "
+        "data sets"
+    )
+    _flag(_images(parser, of_encoder=True), "--mirror", text, action="store_true")
+    _training(parser, LATENT)
+    _denoiser(parser, LATENT)
+    _showing(parser, LATENT, "fig/denoiser/generated.png")
     _machine(parser)
     return _finish(parser, argv)
 
 
 # ---- Groups of flags ----------------------------------------------------------------------------
+
+
+def _flag(group, name, text, type=None, metavar=None, default=None, **more):
+    """Add a flag whose help ends with its default, where it has one."""
+    if default is not None:
+        text += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
+    if type is not None:
+        more["type"] = type
+    if metavar is not None:
+        more["metavar"] = metavar
+    group.add_argument(name, help=text, default=default, **more)
 
 
 def _mode(parser):
@@ -143,169 +134,95 @@ def _mode(parser):
 
 
 def _data_root(group, what):
-    group.add_argument(
-        "--data-root", default="data", metavar="DIR", help=f"where {what} (default data/)"
-    )
+    _flag(group, "--data-root", f"where {what}", metavar="DIR", default="data")
 
 
 def _images(parser, of_encoder=False):
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data", metavar="celeba|synthetic|PATH", default=None if of_encoder else "celeba",
-        help="CelebA, drawn faces, or a folder or zip of images, searched recursively (default "
-        + ("what the encoder was trained on)" if of_encoder else "celeba)"),
-    )  # fmt: skip
+    source = "CelebA, drawn faces, or a folder or zip of images, searched recursively"
+    source += " (default: what the encoder was trained on)" if of_encoder else ""
+    default = None if of_encoder else "celeba"
+    _flag(group, "--data", source, metavar="celeba|synthetic|PATH", default=default)
     _data_root(group, "celeba/img_align_celeba(.zip) is; downloaded there if missing")
-    group.add_argument(
-        "--size", type=size, metavar="HxW",
-        help="height x width in pixels, multiples of 16; images are resized to cover it and "
-        "cropped (default "
-        + ("the encoder's)" if of_encoder else "208x176 for celeba, else 64x64)"),
-    )  # fmt: skip
+    text = "height x width in pixels, multiples of 16; images are resized to cover it and cropped "
+    text += "(default: the encoder's)" if of_encoder else "(default 208x176 for celeba, else 64x64)"
+    _flag(group, "--size", text, size, "HxW")
     return group
 
 
 def _training(parser, default):
+    shows = "num_images" in default
     group = parser.add_argument_group("training")
     length = group.add_mutually_exclusive_group()
-    length.add_argument(
-        "--epochs",
-        type=integer(1, 1_000_000),
-        default=default["epochs"],
-        metavar="N",
-        help=f"passes over the training images in all (default {default['epochs']})",
+    text = "passes over the training images in all"
+    _flag(length, "--epochs", text, integer(1, 10**6), "N", default["epochs"])
+    _flag(length, "--steps", "training steps in all, instead of --epochs", integer(1, 10**9), "N")
+    text = "images per step" + ", or pictures made at a time" * shows
+    _flag(group, "--batch", text, integer(1, 65536), "N", default["batch"])
+    text = "peak learning rate, above 0 to 1: warm-up, then cosine"
+    _flag(group, "--lr", text, number(0, 1, open_low=True), "RATE", default["lr"])
+    text = "decay of the averaged weights, which checkpoints hold, 0 to below 1"
+    _flag(group, "--ema", text, number(0, 1, open_high=True), "DECAY", 0.999)
+    text = "seed of all random numbers" + "; picture i of --show has seed N + i" * shows
+    _flag(group, "--seed", text, integer(0, 2**31 - 1), "N", 0)
+    text = "checkpoints are NAME_epoch0001.safetensors and so on (default: date and time)"
+    _flag(group, "--name", text, run_name, "NAME")
+    text = (
+        "go on with the newest run, or with that of this .state file, with its settings; a larger "
+        "--epochs or --steps prolongs it"
     )
-    length.add_argument(
-        "--steps",
-        type=integer(1, 1_000_000_000),
-        metavar="N",
-        help="training steps in all, instead of --epochs",
-    )
-    group.add_argument(
-        "--batch",
-        type=integer(1, 65536),
-        default=default["batch"],
-        metavar="N",
-        help="images per step"
-        + (", or pictures made at a time" if "num_images" in default else "")
-        + f" (default {default['batch']})",
-    )
-    group.add_argument(
-        "--lr",
-        type=number(0, 1, open_low=True),
-        default=default["lr"],
-        metavar="RATE",
-        help=f"peak learning rate: warm-up, then cosine (default {default['lr']:g})",
-    )
-    group.add_argument(
-        "--ema",
-        type=number(0, 1, open_high=True),
-        default=0.999,
-        metavar="DECAY",
-        help="decay of the averaged weights, which checkpoints hold (default 0.999)",
-    )
-    group.add_argument(
-        "--seed",
-        type=integer(0, 2**31 - 1),
-        default=0,
-        metavar="N",
-        help="seed of all random numbers"
-        + ("; picture i of --show has seed N + i" if "num_images" in default else "")
-        + " (default 0)",
-    )
-    group.add_argument(
-        "--name",
-        type=run_name,
-        metavar="NAME",
-        help="checkpoints are NAME_epoch0001.safetensors and so on (default date and time)",
-    )
-    group.add_argument(
-        "--resume", nargs="?", const="newest", metavar="FILE",
-        help="go on with the newest run, or with that of this .state file, with its settings; "
-        "a larger --epochs or --steps prolongs it",
-    )  # fmt: skip
+    _flag(group, "--resume", text, metavar="FILE", nargs="?", const="newest")
 
 
-def _network(group, default):
-    group.add_argument(
-        "--channels",
-        type=integer(8, 4096),
-        default=default["channels"],
-        metavar="N",
-        help="width of the first level, a multiple of 8; the network grows with it "
-        f"(default {default['channels']})",
-    )
-    group.add_argument(
-        "--blocks", type=integer(1, 16), default=default["blocks"], metavar="N",
-        help=f"residual blocks per level (default {default['blocks']})",
-    )  # fmt: skip
+def _network(parser, title, default):
+    group = parser.add_argument_group(title)
+    text = "width of the first level, a multiple of 8; the others grow with it"
+    _flag(group, "--channels", text, integer(8, 4096), "N", default["channels"])
+    text = "residual blocks per level"
+    _flag(group, "--blocks", text, integer(1, 16), "N", default["blocks"])
+    return group
 
 
 def _denoiser(parser, default):
-    group = parser.add_argument_group("network")
-    _network(group, default)
-    group.add_argument(
-        "--dropout", type=number(0, 1, open_high=True), default=0.0, metavar="P",
-        help="dropout inside the residual blocks, 0 to 1 (default 0)",
-    )  # fmt: skip
+    group = _network(parser, "network", default)
+    text = "dropout inside the residual blocks, 0 to below 1"
+    _flag(group, "--dropout", text, number(0, 1, open_high=True), "P", 0.0)
 
 
 def _showing(parser, default, out):
     group = parser.add_argument_group("showing")
-    group.add_argument(
-        "--num-images",
-        type=integer(1, 1_000_000),
-        default=default["num_images"],
-        metavar="N",
-        help=f"pictures to generate (default {default['num_images']})",
-    )
-    group.add_argument(
-        "--sampling-steps",
-        type=integer(1, 1_000_000),
-        metavar="N",
-        help="denoising steps, 1 to the schedule's T (default T = 1000)",
-    )
-    group.add_argument(
-        "--sigma-scale",
-        type=number(0, 10),
-        default=1.0,
-        metavar="S",
-        help="factor on the noise of each step: 1 is sigma_t = sqrt(beta_t), 0.95 gives cleaner "
+    text = "pictures to generate"
+    _flag(group, "--num-images", text, integer(1, 10**6), "N", default["num_images"])
+    text = "denoising steps, 1 to the schedule's T (default: T, which is 1000)"
+    _flag(group, "--sampling-steps", text, integer(1, 10**6), "N")
+    text = (
+        "factor on the noise of each step: 1 is sigma_t = sqrt(beta_t), 0.95 gives cleaner "
         "pictures and less variety. With fewer than T steps it scales the posterior's standard "
-        "deviation instead, because sqrt(beta) of a long step leaves grain (default 1)",
+        "deviation instead, because sqrt(beta) of a long step leaves grain"
     )
-    group.add_argument(
-        "--out", default=out, metavar="PATH",
-        help=f".png or .jpg: one grid; anything else: a folder of single pictures (default {out})",
-    )  # fmt: skip
+    _flag(group, "--sigma-scale", text, number(0, 10), "S", 1.0)
+    text = ".png or .jpg: one grid; anything else: a folder of single pictures"
+    _flag(group, "--out", text, metavar="PATH", default=out)
 
 
 def _machine(parser, workers=True):
     group = parser.add_argument_group("machine")
-    group.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda|mps",
-        help="auto takes the GPU where there is one (default auto)",
+    text = "auto takes the GPU where there is one"
+    _flag(group, "--device", text, metavar="auto|cpu|cuda|mps", default="auto")
+    text = "of the networks' arithmetic; auto: bf16 where the hardware multiplies in it, else fp32"
+    _choice(group, "--precision", text, ["auto", "fp32", "bf16", "fp16"])
+    text = (
+        "torch.compile while training; auto: for runs of 10,000 steps and more on a GPU, where it "
+        "works"
     )
-    group.add_argument(
-        "--precision",
-        choices=["auto", "fp32", "bf16", "fp16"],
-        default="auto",
-        metavar="auto|fp32|bf16|fp16",
-        help="of the networks' arithmetic; auto is bf16 where the hardware multiplies in it, "
-        "else fp32 (default auto)",
-    )
-    group.add_argument(
-        "--compile", choices=["auto", "on", "off"], default="auto", metavar="auto|on|off",
-        help="torch.compile while training; auto: on for runs of 10,000 steps and more, where a "
-        "compiler is found (default auto)",
-    )  # fmt: skip
+    _choice(group, "--compile", text, ["auto", "on", "off"])
     if workers:
-        group.add_argument(
-            "--workers", type=integer(0, 256), metavar="N",
-            help="processes that decode images (default 0 on a CPU, up to 8 beside a GPU)",
-        )  # fmt: skip
+        text = "processes that decode images (default: 0 on a CPU, up to 8 beside a GPU)"
+        _flag(group, "--workers", text, integer(0, 256), "N")
+
+
+def _choice(group, name, text, choices):
+    _flag(group, name, text, metavar="|".join(choices), default="auto", choices=choices)
 
 
 # ---- Values -------------------------------------------------------------------------------------
@@ -410,10 +327,10 @@ def resumed(args, saved):
     return merged
 
 
-def run(main):
-    """Call main(); an error that this project raised for the user becomes one line, status 2."""
+def run(main, args):
+    """Call main(args); an error that the project raised for its user is one line, status 2."""
     try:
-        main()
+        main(args)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -4,7 +4,6 @@ import json
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from data.files import write_atomic
@@ -13,59 +12,54 @@ ESTIMATE_AFTER = 20  # steps after which the run says how long it will take
 
 
 class Progress:
-    """Averages what add() is given and, at each report(), appends a line to metrics.jsonl.
+    """Averages what add() is given; report() appends a line to metrics.jsonl.
 
-    add() never waits for the device; report() does, about 200 times in a run.
+    add() never waits for the device; means() does, and is called about 200 times in a run.
     """
 
     def __init__(self, path, name, start, steps, batch):
-        self.path, self.name, self.steps, self.batch = Path(path), name, steps, batch
-        self.every = max(1, min(100, steps // 200))
+        self.path, self.name, self.batch = Path(path), name, batch
+        self.done, self._start, self._steps = start, start, steps
         self._totals, self._count = {}, 0
         self._began = self._last = time.monotonic()
-        self._start = start
         keep_until(self.path, name, start)
-        self.bar = tqdm(total=steps, initial=start, unit="step", smoothing=0.05, mininterval=1)
+        self._bar = tqdm(total=steps, initial=start, unit="step", smoothing=0.05, mininterval=1)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        self.bar.close()
+        self._bar.close()
 
     def add(self, **values):
-        """Take in one step's tensors of any shape, on any device."""
+        """Count one finished step and take in its tensors, of any shape, on any device."""
         for key, value in values.items():
             value = value.detach()
             self._totals[key] = self._totals[key] + value if key in self._totals else value
         self._count += 1
-        self.bar.update(1)
-        if self.bar.n == self._start + ESTIMATE_AFTER < self.steps:
+        self.done += 1
+        self._bar.update(1)
+        if self.done == self._start + ESTIMATE_AFTER < self._steps:
             seconds = (time.monotonic() - self._began) / ESTIMATE_AFTER
-            left = (self.steps - self.bar.n) * seconds
-            tqdm.write(f"{duration(left)} to go at {self.batch / seconds:.0f} images/s")
+            left = duration((self._steps - self.done) * seconds)
+            tqdm.write(f"{'time:':<12}{left} to go, at {self.batch / seconds:.0f} images/s")
 
-    def due(self, step):
-        """Whether a report is due after this step (counted from 1)."""
-        return step % self.every == 0 or step == self.steps
+    def means(self):
+        """{name: mean of what was added since the last call}; a list for a vector."""
+        means = {k: (v.float() / self._count).tolist() for k, v in self._totals.items()}
+        self._totals = {}
+        return means
 
-    def report(self, step, **more):
-        """Write the means since the last report, beside `more`; returns them. Vectors: lists."""
-        means = {k: _plain(v / self._count) for k, v in self._totals.items()}
+    def report(self, means, **more):
+        """Write a record of means and more, and show the losses beside the bar."""
         now = time.monotonic()
-        speed = self._count * self.batch / (now - self._last)
-        self._totals, self._count, self._last = {}, 0, now
-        record = {"run": self.name, "step": step, **means, **more, "images_per_second": speed}
-        self.append(record)
-        shown = {k: f"{v:.3g}" for k, v in means.items() if k.startswith("loss")}
-        self.bar.set_postfix(**shown, images_s=f"{speed:.0f}", refresh=False)
-        return record
-
-    def append(self, record):
-        """One line of metrics.jsonl."""
+        speed, self._count, self._last = self._count * self.batch / (now - self._last), 0, now
+        record = {"run": self.name, "step": self.done, **means, **more, "images_per_second": speed}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({k: _rounded(v) for k, v in record.items()}) + "\n")
+        losses = {k: f"{v:.3g}" for k, v in record.items() if k.startswith(("loss", "valid_ema"))}
+        self._bar.set_postfix(**losses, images_s=f"{speed:.0f}", refresh=False)
 
 
 def read_metrics(path, name):
@@ -102,10 +96,6 @@ def _parse(line):
         return json.loads(line)
     except json.JSONDecodeError:
         return {}  # cut off by a power failure
-
-
-def _plain(value):
-    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 def _rounded(value):

@@ -1,0 +1,144 @@
+"""Steps 2 to 4: cache the latents of a data set, train a denoiser on them, generate pictures.
+
+python3 latent_diffusion.py --train --encoder checkpoints/autoencoder/AAA.safetensors
+python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \
+    --encoder checkpoints/autoencoder/AAA.safetensors
+"""
+
+from training import options
+
+if __name__ == "__main__":
+    ARGS = options.parse_latent()  # before torch is imported: --help answers at once
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from data.images import open_images
+from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
+from models.blocks import check_divides
+from models.scheduler import DDPMScheduler, SchedulerConfig
+from models.unet import UNet, UNetConfig
+from training import denoiser
+from training.checkpoint import find_by_fingerprint, fingerprint, load_model
+from training.run import resume
+from training.runtime import Runtime
+from training.show import load_denoiser, make_pictures
+
+
+def main(args):
+    """Train or show, as the arguments say."""
+    if args.show:
+        show(args)
+    else:
+        train(args)
+
+
+def train(args):
+    """Cache the latents if they are not there, then train the denoiser on them."""
+    args, state = resume(args, "checkpoints/denoiser")
+    torch.manual_seed(args.seed)
+    runtime = Runtime(args)
+
+    # Data: what the autoencoder was trained on, unless told otherwise; as whitened latents.
+    autoencoder, trained_on = load_model(args.encoder, "AutoencoderKL")
+    args.autoencoder_id = fingerprint(autoencoder)
+    if state and state["settings"]["autoencoder_id"] != args.autoencoder_id:
+        wanted = state["settings"]["autoencoder_id"]
+        raise ValueError(refusal(args.resume, wanted, args.encoder, args.autoencoder_id))
+    autoencoder = runtime.place(autoencoder)
+    args.size = tuple(args.size or trained_on["size"])
+    check_divides(*args.size, 4 * autoencoder.stride)
+    latents = cached_latents(args, runtime, autoencoder, trained_on)
+    stats = latents["train"].stats
+    valid = torch.arange(min(denoiser.NUM_VALID, len(latents["valid"])))
+    generator = torch.Generator().manual_seed(0)
+    data = denoiser.DenoiserData(
+        draw=lambda indices: runtime.send(latents["train"].draw(indices, runtime.device)),
+        num_train=len(latents["train"]),
+        valid=runtime.send(latents["valid"].draw(valid, generator=generator)),
+        decode=lambda z: autoencoder.decode(stats.unwhiten(z)).float(),
+    )
+
+    # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
+    c, z = args.channels, autoencoder.config.latent_channels
+    model = UNet(UNetConfig(z, (c, 2 * c, 2 * c), args.blocks, 8, args.dropout))
+    scheduler = DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0=False))
+    facts = {
+        "space": "latents",
+        "shape": list(data.valid.shape[1:]),
+        "size": args.size,
+        "scheduler": asdict(scheduler.config),
+        "latent_stats": asdict(stats),
+        "autoencoder_id": args.autoencoder_id,
+    }
+    folders = "checkpoints/denoiser", "fig/denoiser"
+    denoiser.train(args, state, runtime, model, scheduler, data, facts, *folders)
+
+
+def cached_latents(args, runtime, autoencoder, trained_on):
+    """{"train": LatentDataset, "valid": ..} of the data, encoded now if they were not before."""
+    if args.data is None:
+        args.data = trained_on["data"]
+        if "data_root" not in args.given:
+            args.data_root = trained_on["data_root"]
+    splits = open_images(args.data, args.data_root, args.size)
+    images = {split: splits[split] for split in ("train", "valid")}
+    wanted, got = autoencoder.config.image_channels, images["train"].channels
+    if wanted != got:
+        raise ValueError(
+            f"{args.encoder} encodes images of {wanted} channels, but those of {args.data} have "
+            f"{got}; train an autoencoder on them"
+        )
+    folder = Path("encoded_img") / cache_id(args.autoencoder_id, images, args.mirror)
+    shape = (autoencoder.config.latent_channels, *(n // autoencoder.stride for n in args.size))
+    if not (folder / MANIFEST).is_file():
+        size = cache_bytes(images, shape, args.mirror) / 1e9
+        count = (1 + args.mirror) * len(images["train"]) + len(images["valid"])
+        print(
+            f"{'latents:':<12}encoding {count} images of {args.data} into {folder}: {size:.3g} GB"
+        )
+
+    @torch.no_grad()
+    def encode(x):
+        with runtime.autocast():
+            return autoencoder.encode(runtime.send(x)).moments()
+
+    cache_latents(encode, images, shape, folder, args.mirror, runtime.workers)
+    return {split: LatentDataset(folder, split) for split in images}
+
+
+def show(args):
+    """Generate pictures: sample latents, unwhiten them, decode."""
+    model, scheduler, facts = load_denoiser(args.show, "latents")
+    wanted = facts["autoencoder_id"]
+    encoder = args.encoder or find_by_fingerprint("checkpoints/autoencoder", wanted)
+    if encoder is None:
+        raise ValueError(
+            f"{args.show} was trained with autoencoder {wanted[:8]}, which is not in "
+            "checkpoints/autoencoder; pass it as --encoder"
+        )
+    autoencoder, _ = load_model(encoder, "AutoencoderKL")
+    if fingerprint(autoencoder) != wanted:
+        raise ValueError(refusal(args.show, wanted, encoder, fingerprint(autoencoder)))
+    runtime = Runtime(args)
+    autoencoder = runtime.place(autoencoder)
+    stats = LatentStats(**facts["latent_stats"])
+
+    def decode(z):
+        return autoencoder.decode(stats.unwhiten(z)).float()
+
+    make_pictures(args, runtime, model, scheduler, facts["shape"], decode)
+
+
+def refusal(denoiser, wanted, encoder, got):
+    """The sentence for a denoiser and an autoencoder that do not belong together."""
+    return (
+        f"{denoiser} was trained with autoencoder {wanted[:8]}, but {encoder} is {got[:8]}; "
+        "pass the matching --encoder"
+    )
+
+
+if __name__ == "__main__":
+    options.run(main, ARGS)

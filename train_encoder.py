@@ -1,0 +1,232 @@
+"""Step 1: a KL autoencoder with an l2 + KL + patch-GAN loss (Rombach et al. 2022, section 3.1).
+
+python3 train_encoder.py
+"""
+
+from training import options
+
+if __name__ == "__main__":
+    ARGS = options.parse_encoder()  # before torch is imported: --help answers at once
+
+import torch
+
+from data.images import BadFiles, load_batches, open_images, to_pixels
+from data.order import ShuffledOrder
+from models.autoencoder import AutoencoderConfig, AutoencoderKL, DiagonalGaussian
+from models.blocks import check_divides
+from models.discriminator import (
+    DiscriminatorConfig,
+    PatchDiscriminator,
+    discriminator_loss,
+    generator_loss,
+)
+from training import figures
+from training.checkpoint import save_model
+from training.ema import EMA
+from training.optimizer import Optimizer, rate_at
+from training.progress import read_metrics
+from training.run import Run, parameters, resume
+from training.runtime import Runtime
+
+# By fractions of the run, so that a short one passes through everything, and a prolonged one too:
+# the discriminator begins at DISC_START, is trained alone for DISC_ALONE, then the weight of the
+# GAN term rises from 0 to 1 over GAN_RAMP.
+DISC_START, DISC_ALONE, GAN_RAMP = 0.5, 0.05, 0.1
+MAX_GRADIENT = 1.0  # norm from which a gradient is shortened
+NUM_SHOWN = 8  # images in the figures
+NUM_VALID = 256  # validation images behind the validation figures
+
+
+def main(args):
+    """Train an autoencoder and its discriminator, as the arguments say."""
+
+    args, state = resume(args, "checkpoints/autoencoder")
+    torch.manual_seed(args.seed)
+    runtime = Runtime(args)
+
+    # Data: 16 is the autoencoder's stride times that of the denoiser to come.
+    args.size = args.size or options.default_size(args.data)
+    check_divides(*args.size, 16)
+    images = open_images(args.data, args.data_root, args.size)
+    channels = images["train"].channels
+    order = ShuffledOrder(len(images["train"]), args.batch, args.seed)
+    run = Run(args, state, order, "checkpoints/autoencoder", "fig/autoencoder")
+
+    # Networks: latents at a quarter of the size.
+    c = args.channels
+    config = AutoencoderConfig(channels, args.latent_channels, (c, 2 * c, 4 * c), args.blocks, 8)
+    model = runtime.place(AutoencoderKL(config)).train()
+    disc = runtime.place(PatchDiscriminator(DiscriminatorConfig(channels, 2 * c, 3))).train()
+    ema = EMA(model, args.ema)
+
+    # Optimizers, and where a resumed run was.
+    optimizer = Optimizer(model, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
+    disc_optimizer = Optimizer(disc, 0.2 * args.lr, (0.5, 0.9), MAX_GRADIENT, runtime)
+    parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
+    parts |= {"disc": disc, "disc_optimizer": disc_optimizer}
+    run.restore(parts)
+    runtime.decide_compile(args.compile, run.steps - run.start)
+    run.announce(
+        runtime,
+        data=f"{args.data}, {len(images['train'])} training and {len(images['valid'])} validation "
+        f"images of {'x'.join(map(str, args.size))}, {channels} channels",
+        network=f"AutoencoderKL, {parameters(model)}; discriminator, {parameters(disc)}",
+    )
+    valid = fixed_images(images["valid"], NUM_VALID)
+    facts = {"data": args.data, "data_root": args.data_root, "size": args.size, "run": run.name}
+
+    forward, judge = runtime.compiled(model), runtime.compiled(disc)
+    batches = load_batches(
+        images["train"],
+        order.between(run.start, run.steps),
+        runtime.workers,
+        BadFiles(len(images["train"])),
+    )
+    with run.progress(parts) as progress:
+        for step, (pixels, _) in enumerate(batches, run.start):
+            x = runtime.send(to_pixels(pixels if args.no_flip else random_flip(pixels)))
+            rate = rate_at(step, run.steps)
+            disc_trains, gan_ramp = gan_phase(step, run.steps)
+            gan_weight = args.gan_weight * gan_ramp
+
+            # Autoencoder: l2 + KL + GAN.
+            with runtime.autocast():
+                x_hat, posterior = forward(x)
+            x_hat = x_hat.float()
+            loss_rec = (x_hat - x).square().mean()
+            loss_kl = posterior.kl().mean()
+            loss_gan, gan_metrics = 0.0, {}
+            if gan_weight:
+                loss_gan, gan_metrics = adaptive_gan_loss(judge, x, x_hat, runtime, optimizer)
+            loss = loss_rec + args.kl_weight * loss_kl + gan_weight * loss_gan
+            norm = optimizer.step(loss, rate)
+            ema.update(model, step)
+
+            # Discriminator: on the same reconstructions.
+            if disc_trains and args.gan_weight:
+                with runtime.autocast():
+                    real, fake = judge(torch.cat([x, x_hat.detach()])).chunk(2)
+                loss_disc = discriminator_loss(real, fake)
+                disc_optimizer.step(loss_disc, rate)
+                gan_metrics |= {"loss_disc": loss_disc, "logit_real": real.mean()}
+                gan_metrics |= {"logit_fake": fake.mean()}
+            progress.add(loss_rec=loss_rec, loss_kl=loss_kl, gradient_norm=norm, **gan_metrics)
+
+            done = step + 1
+            if run.report_due(done):
+                more = {"gan_weight": gan_weight, "learning_rate": args.lr * rate}
+                more |= weight_norms(encoder=model.encoder, decoder=model.decoder, disc=disc)
+                if run.validate_due(done):
+                    more |= validate(runtime, valid, raw=model, ema=ema.model)
+                progress.report(progress.means(), epoch=run.epoch(done), **more)
+            if run.save_due(done):
+                facts_now = {**facts, "step": done, "epoch": run.epoch(done)}
+                save_model(run.path(done), ema.model, facts_now)
+                if args.gan_weight:
+                    save_model(run.path(done, "checkpoints/discriminator"), disc, facts_now)
+            if run.figures_due(done):
+                draw_figures(run, runtime, valid, ema.model, disc if args.gan_weight else None)
+            run.keep_state(parts, done)
+
+
+def gan_phase(step, steps):
+    """(whether the discriminator trains, share in [0, 1] of the GAN weight) at this step."""
+    done = step / steps
+    ramp = (done - DISC_START - DISC_ALONE) / GAN_RAMP
+    return done >= DISC_START, min(1.0, max(0.0, ramp))
+
+
+def adaptive_gan_loss(judge, x, x_hat, runtime, optimizer):
+    """The generator's loss, scaled so that its gradient at x_hat is at most as long as l2's.
+
+    Esser et al. 2021, eq. 7, with the gradients at the decoder's output instead of at its last
+    layer, and the weight clamped to [0, 1]. Returns (a scalar to add to the loss, metrics). The
+    scalar has the gradient of weight * generator_loss but is linear in x_hat: backward() need not
+    pass the discriminator a second time.
+    """
+    leaf = x_hat.detach().requires_grad_()
+    with runtime.autocast():
+        loss = generator_loss(judge(leaf))
+    scale = optimizer.scaler.get_scale()  # 1 but in fp16, whose small gradients would vanish
+    gradient = torch.autograd.grad(loss * scale, leaf)[0] / scale
+    gradient_rec = 2 * (leaf.detach() - x) / x.numel()
+    weight = (gradient_rec.norm() / (gradient.norm() + 1e-12)).clamp(0, 1)
+    metrics = {"loss_gan": loss, "adaptive_weight": weight}
+    return (weight * gradient * x_hat).sum(), metrics
+
+
+def random_flip(images):
+    """Each image (B, C, H, W) mirrored with probability 1/2."""
+    flip = torch.rand(len(images)) < 0.5
+    return torch.where(flip[:, None, None, None], images.flip(3), images)
+
+
+def fixed_images(dataset, n):
+    """The first n readable images of a data set: (n, C, H, W) in [-1, 1]."""
+    indices = range(min(n, len(dataset)))
+    batches = [list(indices[i : i + 32]) for i in range(0, len(indices), 32)]
+    loaded = load_batches(dataset, batches, 0, BadFiles(len(dataset)))
+    return to_pixels(torch.cat([images for images, _ in loaded]))
+
+
+def weight_norms(**networks):
+    """{"weights_NAME": root of the sum of squares of all weights}."""
+
+    def norm(network):
+        return torch.stack([p.detach().norm() for p in network.parameters()]).norm().item()
+
+    return {f"weights_{name}": norm(network) for name, network in networks.items()}
+
+
+def reconstruct(model, runtime, x):
+    """Posterior of x (B, C, H, W), and the reconstruction from its mean, float32 on the CPU."""
+    x_hat, mean, logvar = [], [], []
+    for part in x.split(16):
+        with torch.no_grad(), runtime.autocast():
+            posterior = model.encode(runtime.send(part))
+            x_hat.append(model.decode(posterior.mean).float().cpu())
+        mean.append(posterior.mean.cpu())
+        logvar.append(posterior.logvar.cpu())
+    return DiagonalGaussian(torch.cat(mean), torch.cat(logvar)), torch.cat(x_hat)
+
+
+def psnr(x, x_hat):
+    """Peak signal-to-noise ratio per image in dB, (B,): both in [-1, 1] (peak 2), x_hat clamped."""
+    error = (x_hat.clamp(-1, 1) - x).square().mean(dim=(1, 2, 3))
+    return 10 * (4 / error).log10()
+
+
+def validate(runtime, valid, **models):
+    """PSNR of each model's reconstructions, and the KL of the last one's latents, in nats."""
+    metrics = {}
+    for name, model in models.items():
+        posterior, x_hat = reconstruct(model, runtime, valid)
+        metrics[f"psnr_{name}"] = psnr(valid, x_hat).mean().item()
+    return {**metrics, "valid_kl": posterior.kl().mean().item()}
+
+
+def draw_figures(run, runtime, valid, model, disc):
+    """Reconstructions, latents, losses and, with a discriminator, its confidences."""
+    posterior, x_hat = reconstruct(model, runtime, valid)
+    score = psnr(valid, x_hat).mean()
+    x, x_hat = valid[:NUM_SHOWN], x_hat[:NUM_SHOWN]
+    title = f"{run.name}: reconstructions, {score:.2f} dB on {len(valid)} validation images"
+    rows = {"original": x, "reconstruction": x_hat}
+    figures.image_rows(run.fig / "reconstructions.png", rows, title)
+    figures.latent_statistics(run.fig / "latents.png", posterior.mean, posterior.logvar)
+    panels = {
+        "l2 loss": ["loss_rec"],
+        "KL, nats per latent value": ["loss_kl", "valid_kl"],
+        "validation PSNR, dB": ["psnr_raw", "psnr_ema"],
+    }
+    if disc is not None:
+        panels["discriminator's logits"] = ["logit_real", "logit_fake"]
+        panels["GAN"] = ["adaptive_weight", "gan_weight", "loss_disc"]
+        with torch.no_grad(), runtime.autocast():
+            real, fake = disc(runtime.send(torch.cat([x, x_hat]))).chunk(2)
+        figures.confidences(run.fig / "confidences.png", x, x_hat, real, fake)
+    figures.curves(run.fig / "losses.png", read_metrics(run.metrics, run.name), panels)
+
+
+if __name__ == "__main__":
+    options.run(main, ARGS)

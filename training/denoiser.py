@@ -1,0 +1,150 @@
+"""The one denoiser loop: MNIST's pixels and CelebA's latents are both x0 of shape (B, c, h, w)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from data.order import ShuffledOrder
+from models.diffusion import denoising_loss, picture_noise, sample
+from training import figures
+from training.checkpoint import save_model
+from training.ema import EMA
+from training.optimizer import Optimizer, rate_at
+from training.progress import read_metrics
+from training.run import Run, in_slices, parameters
+
+NUM_BANDS = 10  # of t, in metrics and figures
+NUM_VALID = 256  # validation images behind the validation loss
+PREVIEW_STEPS, NUM_PREVIEWS = 50, 16
+MAX_GRADIENT = 1.0  # norm from which a gradient is shortened
+
+
+@dataclass(frozen=True)
+class DenoiserData:
+    """What the loop needs to know of its data.
+
+    draw: (B,) indices of training images -> x0 (B, c, h, w) on the device. valid: fixed x0 of
+    validation images, on the device. decode: x0 -> images (B, C, H, W) in [-1, 1].
+    """
+
+    draw: Callable
+    num_train: int
+    valid: torch.Tensor
+    decode: Callable
+
+
+def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
+    """Train model on data, from the start or from a resumed run's state.
+
+    facts: goes into every checkpoint, what a user of the denoiser has to know. folder, fig: where
+    checkpoints and figures go. Raises ValueError when the resumed run is already finished.
+    """
+    run = Run(args, state, ShuffledOrder(data.num_train, args.batch, args.seed), folder, fig)
+    model = runtime.place(model).train()
+    ema = EMA(model, args.ema)
+    optimizer = Optimizer(model, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
+    parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
+    run.restore(parts)
+    runtime.decide_compile(args.compile, run.steps - run.start)
+    run.announce(
+        runtime,
+        data=f"{data.num_train} training images, x0 of {tuple(data.valid.shape[1:])}",
+        network=f"UNet, {parameters(model)}",
+    )
+
+    forward = runtime.compiled(model)
+    with run.progress(parts) as progress:
+        for step in range(run.start, run.steps):
+            x0 = data.draw(run.order.indices(step))
+            with runtime.autocast():
+                losses, t = denoising_loss(forward, scheduler, x0)
+            loss = losses.mean()
+            norm = optimizer.step(loss, rate_at(step, run.steps))
+            ema.update(model, step)
+            progress.add(loss=loss, gradient_norm=norm, **band_sums(losses, t, scheduler.num_steps))
+
+            done = step + 1
+            if run.report_due(done):
+                validation = {}
+                if run.validate_due(done):
+                    for name, network in (("raw", model), ("ema", ema.model)):
+                        validation[f"valid_{name}"] = validate(network, scheduler, data, runtime)
+                means = progress.means()
+                counts = zip(means.pop("band_sum"), means.pop("band_count"), strict=True)
+                means["band_loss"] = [s / c if c else None for s, c in counts]
+                progress.report(means, epoch=run.epoch(done), **validation)
+            if run.save_due(done):
+                facts_now = {**facts, "run": args.name, "step": done, "epoch": run.epoch(done)}
+                save_model(run.path(done), ema.model, facts_now)
+            if run.figures_due(done):
+                draw_figures(run, scheduler, data, runtime, model, ema.model)
+            run.keep_state(parts, done)
+
+
+def band_sums(losses, t, num_steps):
+    """Sum and number of the losses (B,) per band of t (B,): two vectors of NUM_BANDS."""
+    band = t * NUM_BANDS // num_steps
+    zeros = torch.zeros(NUM_BANDS, device=losses.device)
+    return {
+        "band_sum": zeros.index_add(0, band, losses.detach().float()),
+        "band_count": zeros.index_add(0, band, torch.ones_like(losses, dtype=torch.float32)),
+    }
+
+
+def validate(model, scheduler, data, runtime):
+    """Mean loss on data.valid, with the same t (spread over 0 .. T-1) and noise at every call."""
+    x0 = data.valid
+    t = torch.linspace(0, scheduler.num_steps - 1, len(x0)).round().long().to(x0.device)
+    eps = picture_noise(range(len(x0)), x0.shape[1:], x0.device)()
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), runtime.autocast():
+        losses = [
+            denoising_loss(model, scheduler, *part)[0]
+            for part in zip(x0.split(64), t.split(64), eps.split(64), strict=True)
+        ]
+    model.train(was_training)
+    return torch.cat(losses).mean().item()
+
+
+def draw_figures(run, scheduler, data, runtime, model, ema_model):
+    """losses.png, bands.png, predictions.png and samples.png in the run's folder of figures."""
+    records = read_metrics(run.metrics, run.name)
+    figures.curves(
+        run.fig / "losses.png",
+        records,
+        {"squared error of eps_hat": ["loss", "valid_raw", "valid_ema"],
+         "gradient norm before clipping": ["gradient_norm"]},
+    )  # fmt: skip
+    figures.bands(run.fig / "bands.png", records, scheduler.num_steps)
+    predictions(run.fig / "predictions.png", scheduler, data, runtime, ema_model)
+    grids = {}
+    for name, network in (("raw weights", model), ("averaged weights (EMA)", ema_model)):
+        was_training = network.training
+        network.eval()
+        draw = picture_noise(range(NUM_PREVIEWS), data.valid.shape[1:], runtime.device)
+        with runtime.autocast():
+            x0 = sample(network, scheduler, draw, min(PREVIEW_STEPS, scheduler.num_steps))
+            grids[name] = in_slices(data.decode, x0)
+        network.train(was_training)
+    title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
+    figures.side_by_side(run.fig / "samples.png", grids, title)
+
+
+@torch.no_grad()
+def predictions(path, scheduler, data, runtime, model):
+    """The figure of one validation image: noised to several t, and what is predicted from it."""
+    t = torch.linspace(0, scheduler.num_steps - 1, 9).long()[1:].to(runtime.device)
+    x0 = data.valid[:1].expand(len(t), -1, -1, -1)
+    eps = picture_noise(range(len(t)), x0.shape[1:], x0.device)()
+    xt = scheduler.add_noise(x0, eps, t)
+    with runtime.autocast():
+        x0_hat = scheduler.predict_x0(xt, model(xt, t).float(), t)
+        rows = {
+            "x0": in_slices(data.decode, x0),
+            "xt": in_slices(data.decode, xt),
+            "x0_hat": in_slices(data.decode, x0_hat),
+        }
+    title = "Predictions of x0 at t = " + ", ".join(map(str, t.tolist()))
+    figures.image_rows(path, rows, title)
