@@ -63,7 +63,7 @@ def train(args):
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
     c, z = args.channels, autoencoder.config.latent_channels
-    model = UNet(UNetConfig(z, (c, 2 * c, 2 * c), args.blocks, 8, args.dropout))
+    model = UNet(UNetConfig(z, (c, 2 * c, 2 * c), args.blocks, c // 8, args.dropout))
     scheduler = DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0=False))
     facts = {
         "space": "latents",

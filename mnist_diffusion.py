@@ -48,7 +48,7 @@ def train(args):
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
     c = args.channels
-    model = UNet(UNetConfig(1, (c, 2 * c, 2 * c), args.blocks, 8, args.dropout))
+    model = UNet(UNetConfig(1, (c, 2 * c, 2 * c), args.blocks, c // 8, args.dropout))
     scheduler = DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0=True))
     facts = {"space": "pixels", "shape": [1, 28, 28], "data": "mnist"}
     facts["scheduler"] = asdict(scheduler.config)

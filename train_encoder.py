@@ -54,7 +54,7 @@ def main(args):
 
     # Networks: latents at a quarter of the size.
     c = args.channels
-    config = AutoencoderConfig(channels, args.latent_channels, (c, 2 * c, 4 * c), args.blocks, 8)
+    config = AutoencoderConfig(channels, args.latent_channels, (c, 2 * c, 4 * c), args.blocks, c // 8)
     model = runtime.place(AutoencoderKL(config)).train()
     disc = runtime.place(PatchDiscriminator(DiscriminatorConfig(channels, 2 * c, 3))).train()
     ema = EMA(model, args.ema)

@@ -21,7 +21,8 @@ def timestep_embedding(t, dim):
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))) + embedding))); a 1x1 shortcut where widths differ.
 
-    emb_channels None makes a block without a time embedding (the autoencoder's).
+    emb_channels None makes a block without a time embedding (the autoencoder's). The second
+    convolution starts at zero, so that an untrained block is its shortcut (Ho et al. 2020's code).
     """
 
     def __init__(self, c_in, c_out, groups, eps, emb_channels=None, dropout=0.0):
@@ -33,6 +34,8 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x, emb=None):

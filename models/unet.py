@@ -86,18 +86,7 @@ class UNet(nn.Module):
 
         self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(c, config.in_channels, 3, padding=1)
-        self._start_small()
-
-    def _start_small(self):
-        """Zero the last convolution of each residual branch and of the network.
-
-        The untrained network predicts 0 and its blocks are shortcuts (Ho et al. 2020's code;
-        Dhariwal & Nichol 2021): the first loss is the noise's own variance, 1.
-        """
-        for module in self.modules():
-            if isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.conv2.weight)
-                nn.init.zeros_(module.conv2.bias)
+        # An untrained network predicts 0: its first loss is the noise's own variance, 1.
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 

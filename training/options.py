@@ -118,11 +118,12 @@ def _flag(group, name, text, type=None, metavar=None, default=None, **more):
     """Add a flag whose help ends with its default, where it has one."""
     if default is not None:
         text += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
+        more["default"] = default
     if type is not None:
         more["type"] = type
     if metavar is not None:
         more["metavar"] = metavar
-    group.add_argument(name, help=text, default=default, **more)
+    group.add_argument(name, help=text, **more)
 
 
 def _mode(parser):

@@ -57,7 +57,7 @@ class Progress:
         record = {"run": self.name, "step": self.done, **means, **more, "images_per_second": speed}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({k: _rounded(v) for k, v in record.items()}) + "\n")
+            file.write(json.dumps(record) + "\n")
         losses = {k: f"{v:.3g}" for k, v in record.items() if k.startswith(("loss", "valid_ema"))}
         self._bar.set_postfix(**losses, images_s=f"{speed:.0f}", refresh=False)
 
@@ -96,9 +96,3 @@ def _parse(line):
         return json.loads(line)
     except json.JSONDecodeError:
         return {}  # cut off by a power failure
-
-
-def _rounded(value):
-    if isinstance(value, list):
-        return [_rounded(v) for v in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

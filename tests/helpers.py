@@ -1,0 +1,80 @@
+"""What several tests need: small networks, random weights, running a script as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.autoencoder import AutoencoderConfig, AutoencoderKL
+from models.scheduler import DDPMScheduler, SchedulerConfig
+from models.unet import UNet, UNetConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_DATA = os.environ.get("TEST_DATA_ROOT")
+
+
+def randomize(model, seed=0):
+    """Fill every tensor with small random numbers: nothing may stay zero-initialised."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    return model.eval()
+
+
+def small_unet(in_channels=1, channels=(8, 16, 16), blocks=1):
+    return UNet(UNetConfig(in_channels, channels, blocks, 8, 0.0))
+
+
+def small_autoencoder(image_channels=3, channels=(8, 16, 16)):
+    return AutoencoderKL(AutoencoderConfig(image_channels, 3, channels, 1, 8))
+
+
+def scheduler(num_steps=1000, clip_x0=False):
+    return DDPMScheduler(SchedulerConfig(num_steps, 1e-4, 0.02, clip_x0))
+
+
+def run_script(script, *arguments, cwd, timeout=300, check=True):
+    """Run a script of the project in folder cwd, without a display; (status, stdout, stderr)."""
+    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def write_images(folder, n, size=(40, 48), mode="RGB", seed=0):
+    """n smooth random pictures of (width, height) = size as PNG, named 00.png, 01.png, .."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
+        image.resize(size, Image.Resampling.BICUBIC).convert(mode).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def write_mnist(root, train=300, test=64, gz=True):
+    """Idx files of blob "digits" in root/MNIST/raw, as MNIST's own are laid out."""
+    import gzip
+
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for name, n in (("train-images-idx3-ubyte", train), ("t10k-images-idx3-ubyte", test)):
+        y, x = np.mgrid[:28, :28]
+        center = rng.uniform(8, 20, (n, 2, 1, 1))
+        images = 255 * np.exp(-((x - center[:, 0]) ** 2 + (y - center[:, 1]) ** 2) / 20)
+        header = np.array([2051, n, 28, 28], ">u4").tobytes()
+        content = header + images.astype(np.uint8).tobytes()
+        if gz:
+            (raw / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (raw / name).write_bytes(content)
+    return root

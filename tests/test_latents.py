@@ -1,0 +1,483 @@
+"""Laws of the latent cache: its statistics, interruption at any point, what changes its name."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from helpers import write_images
+from torch.nn.functional import avg_pool2d
+
+from data import latents
+from data.files import write_atomic
+from data.images import open_images, to_pixels
+from data.latents import LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
+from data.order import ShuffledOrder
+
+SHAPE = (3, 4, 5)  # latents of images of 16x20
+POSITION = torch.linspace(-1, 1, 5)  # the encoder knows left from right
+
+
+class Pictures:
+    """Random images in memory, with FileDataset's interface; those in `bad` cannot be read."""
+
+    channels, size = 3, (16, 20)
+
+    def __init__(self, n, seed, bad=()):
+        generator = torch.Generator().manual_seed(seed)
+        self.names, self.bad, self.seed = [f"{seed}/{i}.png" for i in range(n)], bad, seed
+        blobs = torch.rand(n, 3, 4, 5, generator=generator)
+        self.images = (255 * blobs).to(torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        return i, None if i in self.bad else self.images[i]
+
+    def stamp(self):
+        return f"{self.seed}: {len(self)}"
+
+
+def encode(x):
+    """(B, 3, 16, 20) -> (B, 6, 4, 5): each image by itself, the same in any batch."""
+    small = avg_pool2d(x, 4) + POSITION
+    scale = torch.tensor([3.0, 0.5, 1.0])[:, None, None]
+    return torch.cat([scale * small + 2, small - scale], dim=1)
+
+
+def no_encode(x):
+    raise AssertionError("nothing is left to encode")
+
+
+def as_stored(pictures, indices, flip=False):
+    x = to_pixels(pictures.images[indices])
+    return encode(x.flip(3) if flip else x).half()
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(latents, "SHARD", 8)
+    monkeypatch.setattr(latents, "BATCH", 4)
+
+
+@pytest.fixture
+def pictures():
+    return {"train": Pictures(21, seed=0), "valid": Pictures(10, seed=1)}
+
+
+def cached(datasets, folder, mirror=False, encode=encode):
+    cache_latents(encode, datasets, SHAPE, folder, mirror, workers=0)
+    return {split: LatentDataset(folder, split) for split in datasets}
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+# ---- Whitening ----------------------------------------------------------------------------------
+
+
+def test_whiten_and_unwhiten_are_inverse():
+    stats = LatentStats((0.5, -20.0, 0.0), (3.0, 0.01, 1.0))
+    z = torch.randn(6, 3, 4, 5, dtype=torch.float64)
+    torch.testing.assert_close(stats.unwhiten(stats.whiten(z)), z)
+    torch.testing.assert_close(stats.whiten(stats.unwhiten(z)), z)
+    mean, std = (torch.tensor(v, dtype=z.dtype)[:, None, None] for v in (stats.mean, stats.std))
+    torch.testing.assert_close(stats.whiten(z), (z - mean) / std)
+    assert stats.whiten(z.float()).dtype == stats.unwhiten(z.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_stats_are_of_what_is_drawn(tmp_path, small_shards, pictures, mirror):
+    """Law of total variance: of the means, plus the mean of the variances; training set only."""
+    data = cached(pictures, tmp_path, mirror)
+    mean, logvar = data["train"].moments(range(len(data["train"]))).double().chunk(2, dim=1)
+    variance = mean.var(dim=(0, 2, 3), correction=0) + logvar.exp().mean(dim=(0, 2, 3))
+    expected = LatentStats(
+        tuple(mean.mean(dim=(0, 2, 3)).tolist()), tuple(variance.sqrt().tolist())
+    )
+    for dataset in data.values():
+        assert dataset.stats.mean == pytest.approx(expected.mean, rel=1e-10)
+        assert dataset.stats.std == pytest.approx(expected.std, rel=1e-10)
+
+
+def test_draws_are_white(tmp_path, small_shards, pictures):
+    data = cached(pictures, tmp_path)["train"]
+    z = torch.cat([data.draw(range(len(data))) for _ in range(600)])
+    assert z.shape == (600 * len(data), *SHAPE) and z.dtype == torch.float32
+    torch.testing.assert_close(z.mean(dim=(0, 2, 3)), torch.zeros(3), atol=0.01, rtol=0)
+    torch.testing.assert_close(z.std(dim=(0, 2, 3)), torch.ones(3), atol=0.01, rtol=0)
+
+
+def test_each_read_is_a_fresh_draw_of_the_posterior(tmp_path, small_shards, pictures):
+    data = cached(pictures, tmp_path)["valid"]
+    draws = data.stats.unwhiten(torch.stack([data.draw([3, 9, 3]) for _ in range(4000)]))
+    mean, logvar = data.moments([3, 9, 3]).float().chunk(2, dim=1)
+    std = (0.5 * logvar).exp()
+    assert ((draws.mean(0) - mean).abs() < 6 * std / 4000**0.5).all()
+    assert ((draws.std(0) / std - 1).abs() < 6 / 8000**0.5).all()
+    assert (draws[:, 0] != draws[:, 2]).any(dim=0).all()  # twice the same image: two draws
+
+
+def test_draws_repeat_only_by_their_generator(tmp_path, small_shards, pictures):
+    data = cached(pictures, tmp_path)["train"]
+    a, b, c = (
+        data.draw([0, 20], generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+# ---- What is stored -----------------------------------------------------------------------------
+
+
+def test_moments_are_stored_in_order(tmp_path, small_shards, pictures):
+    data = cached(pictures, tmp_path / "made" / "with parents")
+    for split, dataset in data.items():
+        n = len(pictures[split])
+        assert len(dataset) == n
+        order = torch.randperm(n)
+        for indices in (range(n), order, order.tolist(), [n - 1, 0, n - 1], [7, 8]):
+            stored = dataset.moments(indices)
+            assert stored.dtype == torch.float16
+            assert torch.equal(stored, as_stored(pictures[split], list(indices)))
+
+
+def test_mirror_adds_the_encoding_of_each_flipped_training_image(tmp_path, small_shards, pictures):
+    data = cached(pictures, tmp_path, mirror=True)
+    n = len(pictures["train"])
+    everyone = list(range(n))
+    assert len(data["train"]) == 2 * n and len(data["valid"]) == len(pictures["valid"])
+    assert torch.equal(data["train"].moments(range(n)), as_stored(pictures["train"], everyone))
+    mirrored = data["train"].moments(range(n, 2 * n))
+    assert torch.equal(mirrored, as_stored(pictures["train"], everyone, flip=True))
+    assert not torch.equal(mirrored, data["train"].moments(range(n)).flip(3))
+    assert torch.equal(
+        data["valid"].moments(range(len(data["valid"]))),
+        as_stored(pictures["valid"], list(range(len(data["valid"])))),
+    )
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_cache_bytes_are_those_of_the_tensors(tmp_path, small_shards, pictures, mirror):
+    data = cached(pictures, tmp_path, mirror)
+    stored = sum(d.moments(range(len(d))).nbytes for d in data.values())
+    assert cache_bytes(pictures, SHAPE, mirror) == stored
+    files = sum(p.stat().st_size for p in tmp_path.glob("*.safetensors"))
+    assert stored < files < stored + 1000 * len(list(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize("bad", [{2}, {0, 20}, {8, 9, 10, 11, 12, 13, 14, 15}])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_unreadable_images_are_left_out(tmp_path, small_shards, pictures, capsys, bad, mirror):
+    pictures["train"].bad = bad  # the last: a whole shard
+    data = cached(pictures, tmp_path, mirror)["train"]
+    good = [i for i in range(len(pictures["train"])) if i not in bad]
+    assert len(data) == (1 + mirror) * len(good)
+    expected = [as_stored(pictures["train"], good, flip) for flip in (False, True)[: 1 + mirror]]
+    moments = data.moments(range(len(data)))
+    assert torch.equal(moments, torch.cat(expected))
+    mean = moments.double().chunk(2, dim=1)[0].mean(dim=(0, 2, 3))
+    assert data.stats.mean == pytest.approx(mean.tolist(), rel=1e-10)
+    out = capsys.readouterr().out
+    assert all(out.count(f"cannot be read: 0/{i}.png\n") == 1 for i in bad)
+
+
+def test_too_many_unreadable_images_stop(tmp_path, small_shards, pictures):
+    pictures["train"].bad = set(range(11))
+    with pytest.raises(ValueError, match="of 21 images cannot be read"):
+        cached(pictures, tmp_path)
+    assert not (tmp_path / latents.MANIFEST).exists()
+
+
+def test_files_on_disk_are_cached(tmp_path, small_shards):
+    """The whole way, with an image whose header is right and whose pixels are cut off."""
+    folder = write_images(tmp_path / "pictures", 30)
+    cut = (folder / "07.png").read_bytes()
+    (folder / "07.png").write_bytes(cut[: len(cut) // 2])
+    datasets = open_images(str(folder), None, Pictures.size)
+    data = cached(datasets, tmp_path / "cache")
+    for split, dataset in data.items():
+        images = [dataset_image for _, dataset_image in datasets[split]]
+        x = torch.stack([image for image in images if image is not None])
+        assert len(x) == len(images) - ("07.png" in datasets[split].names)
+        assert torch.equal(dataset.moments(range(len(dataset))), encode(to_pixels(x)).half())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e6])  # fp16 ends at 65504
+def test_output_that_is_not_finite_is_refused(tmp_path, small_shards, pictures, value):
+    def broken(x):
+        moments = encode(x)
+        moments[-1, 2, 1, 1] = value
+        return moments
+
+    with pytest.raises(ValueError, match="not finite"):
+        cached(pictures, tmp_path, encode=broken)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- Interruption -------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_after(calls):
+    left = iter(range(calls))
+
+    def encode_some(x):
+        if next(left, None) is None:
+            raise Interrupted
+        return encode(x)
+
+    return encode_some
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_caching_goes_on_where_it_stopped(tmp_path, small_shards, pictures, mirror):
+    cached(pictures, tmp_path / "whole", mirror)
+    expected = content(tmp_path / "whole")
+    shards = [8, 8, 5, 8, 2] + [8, 8, 5] * mirror  # 21 for training and 10, in shards of 8
+    calls_of = [-(-n // 4) for n in shards]
+    for calls in range(sum(calls_of)):
+        folder = tmp_path / f"after {calls}"
+        with pytest.raises(Interrupted):
+            cached(pictures, folder, mirror, interrupted_after(calls))
+        finished = sum(sum(calls_of[: k + 1]) <= calls for k in range(len(shards)))
+        left = content(folder)
+        assert len(left) == finished and latents.MANIFEST not in left
+        assert left.items() <= expected.items()
+        with pytest.raises(ValueError, match="delete it"):
+            LatentDataset(folder, "train")
+
+        encoded = []
+
+        def counted(x, encoded=encoded):
+            encoded.append(len(x))
+            return encode(x)
+
+        cached(pictures, folder, mirror, counted)
+        assert sum(encoded) == sum(shards[finished:])
+        assert content(folder) == expected
+
+
+def test_a_finished_cache_is_not_encoded_again(tmp_path, small_shards, pictures):
+    cached(pictures, tmp_path)
+    before = content(tmp_path)
+    cached(pictures, tmp_path, encode=no_encode)
+    assert content(tmp_path) == before
+
+
+def test_a_failing_write_leaves_no_shard(tmp_path, small_shards, pictures, monkeypatch):
+    def full_disk(tensors, path, metadata):
+        path.write_bytes(b"the beginning")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latents, "save_file", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            cached(pictures, tmp_path)
+    assert not list(tmp_path.iterdir())
+    cached(pictures, tmp_path)
+
+
+def test_a_too_small_disk_is_refused_before_encoding(tmp_path, small_shards, pictures, monkeypatch):
+    needed = cache_bytes(pictures, SHAPE, mirror=True)
+
+    def disk_with(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: (10 * needed, 0, free))
+
+    disk_with(needed - 1)
+    with pytest.raises(ValueError, match="GB are free; make room"):
+        cached(pictures, tmp_path, mirror=True, encode=no_encode)
+    assert not list(tmp_path.iterdir())
+    disk_with(needed)
+    with pytest.raises(Interrupted):
+        cached(pictures, tmp_path, mirror=True, encode=interrupted_after(6))
+    disk_with(needed // 2)  # what is there needs no room again
+    with pytest.raises(ValueError, match="make room"):
+        cached(pictures, tmp_path / "from the start", mirror=True, encode=no_encode)
+    cached(pictures, tmp_path, mirror=True)
+
+
+# ---- Damage -------------------------------------------------------------------------------------
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def garble(path):
+    path.write_bytes(b"\xff" * 100)
+
+
+def remove(path):
+    path.unlink()
+
+
+def lose_the_stats(path):
+    manifest = json.loads(path.read_text())
+    del manifest["stats"]
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        *[("train-00001.safetensors", d) for d in (truncate, empty, garble, remove)],
+        *[(latents.MANIFEST, d) for d in (truncate, empty, garble, remove, lose_the_stats)],
+    ],
+)
+def test_a_damaged_cache_says_to_delete_it(tmp_path, small_shards, pictures, name, damage):
+    folder = tmp_path / "0123abcd"
+    cached(pictures, folder)
+    damage(folder / name)
+    with pytest.raises(ValueError, match="0123abcd is damaged .*delete it"):
+        LatentDataset(folder, "train")
+    shutil.rmtree(folder)
+    assert len(cached(pictures, folder)["train"]) == 21
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, garble])
+def test_a_damaged_shard_of_an_unfinished_cache(tmp_path, small_shards, pictures, damage):
+    """Going on either encodes it again or says what to do; it never ends in a traceback."""
+    cached(pictures, tmp_path / "whole")
+    folder = tmp_path / "0123abcd"
+    with pytest.raises(Interrupted):
+        cached(pictures, folder, encode=interrupted_after(4))
+    damage(folder / "train-00000.safetensors")
+    try:
+        cached(pictures, folder)
+    except ValueError as error:
+        assert "delete" in str(error) and "0123abcd" in str(error)
+        assert not (folder / latents.MANIFEST).exists()
+    else:
+        assert content(folder) == content(tmp_path / "whole")
+
+
+# ---- The name -----------------------------------------------------------------------------------
+
+
+def test_cache_id_is_of_all_that_matters(tmp_path):
+    def datasets(size=(16, 20), folder="a"):
+        return open_images(str(tmp_path / folder), None, size)
+
+    for folder in "abc":
+        write_images(tmp_path / folder, 6)
+    (tmp_path / "b" / "05.png").write_bytes((tmp_path / "b" / "05.png").read_bytes() + b"\0")
+    write_images(tmp_path / "grey", 6, mode="L")
+    one = cache_id("encoder 1", datasets(), False)
+    assert one == cache_id("encoder 1", datasets(), False)
+    assert one == cache_id("encoder 1", datasets(folder="c"), False)  # the place is no matter
+    assert one == cache_id("encoder 1", dict(reversed(datasets().items())), False)
+    others = [
+        cache_id("encoder 2", datasets(), False),
+        cache_id("encoder 1", datasets(), True),
+        cache_id("encoder 1", datasets(size=(20, 16)), False),
+        cache_id("encoder 1", datasets(size=(16, 24)), False),
+        cache_id("encoder 1", datasets(folder="b"), False),
+        cache_id("encoder 1", datasets(folder="grey"), False),
+    ]
+    (tmp_path / "a" / "new.png").write_bytes((tmp_path / "a" / "00.png").read_bytes())
+    others.append(cache_id("encoder 1", datasets(), False))
+    assert len({one, *others}) == 1 + len(others)
+    assert all(name.isalnum() for name in (one, *others))  # the name of a folder
+
+
+# ---- The order of training ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n, batch", [(1, 1), (10, 1), (10, 3), (10, 5), (10, 10), (7, 100)])
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_every_epoch_is_a_permutation_less_the_remainder(n, batch, seed):
+    order = ShuffledOrder(n, batch, seed)
+    assert order.steps_per_epoch == n // min(batch, n)
+    for epoch in range(4):
+        first = epoch * order.steps_per_epoch
+        steps = [order.indices(first + i) for i in range(order.steps_per_epoch)]
+        assert all(step.shape == (min(batch, n),) for step in steps)
+        seen = torch.cat(steps).tolist()
+        assert len(set(seen)) == len(seen) == n - n % min(batch, n)
+        assert set(seen) <= set(range(n))
+
+
+def test_epochs_and_seeds_differ():
+    def epoch(seed, k):
+        return tuple(ShuffledOrder(50, 50, seed).indices(k).tolist())
+
+    orders = {epoch(seed, k) for seed in range(10) for k in range(10)} | {tuple(range(50))}
+    assert len(orders) == 101
+
+
+def test_the_remainder_is_another_one_in_each_epoch():
+    """Nothing is left out for good."""
+    order = ShuffledOrder(10, 4, seed=0)
+    assert {i for step in range(40) for i in order.indices(step).tolist()} == set(range(10))
+
+
+def test_order_is_a_function_of_seed_and_step():
+    torch.manual_seed(1)
+    order = ShuffledOrder(11, 3, seed=7)
+    sequence = [order.indices(step).tolist() for step in range(20)]
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    other = ShuffledOrder(11, 3, seed=7)
+    for step in (19, 0, 7, 6, 3, 2, 19, 5):
+        assert other.indices(step).tolist() == sequence[step]
+        assert ShuffledOrder(11, 3, seed=7).indices(step).tolist() == sequence[step]
+    assert torch.equal(torch.get_rng_state(), state)  # it takes no number of the run's
+
+
+def test_between_is_the_steps_in_a_row():
+    order = ShuffledOrder(11, 3, seed=7)
+    steps = order.between(2, 9)
+    expected = [order.indices(step).tolist() for step in range(2, 9)]
+    assert len(steps) == 7 and list(steps) == expected
+    assert list(steps) == expected  # and again
+    assert list(order.between(4, 4)) == [] and len(order.between(4, 4)) == 0
+    resumed = [*order.between(2, 5), *ShuffledOrder(11, 3, seed=7).between(5, 9)]
+    assert resumed == expected
+
+
+# ---- Files are finished or absent ---------------------------------------------------------------
+
+
+def test_write_atomic_replaces_at_the_end(tmp_path):
+    path, seen = tmp_path / "new" / "folder" / "file.txt", []
+
+    def write(text):
+        def writer(temporary):
+            temporary.write_text(text)
+            seen.append((temporary.parent, path.read_text() if path.exists() else None))
+
+        return writer
+
+    write_atomic(path, write("old"))
+    write_atomic(str(path), write("new"))
+    assert seen == [(path.parent, None), (path.parent, "old")]
+    assert content(path.parent) == {"file.txt": b"new"}
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("old", ["old", None])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failing_writer_changes_nothing(tmp_path, begun, old, error):
+    path = tmp_path / "file.txt"
+    if old:
+        path.write_text(old)
+    before = content(tmp_path)
+
+    def writer(temporary):
+        if begun:
+            temporary.write_text("half of the n")
+        raise error
+
+    with pytest.raises(error):
+        write_atomic(path, writer)
+    assert content(tmp_path) == before

@@ -1,0 +1,243 @@
+"""The three commands as a user runs them: what they leave, and what bad input gets."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    ROOT,
+    randomize,
+    run_script,
+    scheduler,
+    small_autoencoder,
+    small_unet,
+    write_images,
+    write_mnist,
+)
+from PIL import Image
+
+from training.checkpoint import fingerprint, save_model
+
+SCHEDULER = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
+FEW = ("--num-images", 3, "--sampling-steps", 4, "--device", "cpu", "--precision", "fp32")
+PIXELS = {"space": "pixels", "shape": [1, 8, 8], "scheduler": SCHEDULER}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which someone has checkpoints: digits, two autoencoders, one denoiser."""
+    folder = tmp_path_factory.mktemp("trained")
+    digits = randomize(small_unet(1))
+    save_model(folder / "digits.safetensors", digits, PIXELS)
+    for i in range(2):
+        autoencoder = randomize(small_autoencoder(), i)
+        facts = {"data": "pictures", "data_root": "data", "size": [16, 32]}
+        save_model(folder / f"checkpoints/autoencoder/{i}.safetensors", autoencoder, facts)
+    facts = {
+        "space": "latents",
+        "shape": [3, 4, 8],
+        "size": [16, 32],
+        "scheduler": {**SCHEDULER, "clip_x0": False},
+        "latent_stats": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]},
+        "autoencoder_id": fingerprint(randomize(small_autoencoder(), 1)),
+    }
+    save_model(folder / "faces.safetensors", randomize(small_unet(3)), facts)
+    write_mnist(folder / "data", train=40, test=8)
+    write_images(folder / "pictures", 4, (32, 16))
+    return folder
+
+
+def refused(script, *arguments, cwd):
+    """The one line that a script gives for bad input; checks status 2 and that nothing was made."""
+    before = {p: p.stat().st_mtime_ns for p in cwd.rglob("*")}
+    status, _, stderr = run_script(script, *arguments, cwd=cwd, check=False)
+    assert status == 2, (status, stderr)
+    lines = [line for line in stderr.splitlines() if not line.startswith("skipped")]
+    assert len(lines) == 1 and lines[0].startswith(f"{script}: error: "), stderr
+    assert {p: p.stat().st_mtime_ns for p in cwd.rglob("*")} == before
+    return lines[0]
+
+
+# ---- What works ---------------------------------------------------------------------------------
+
+
+def test_show_pixels_as_grid_and_folder(trained):
+    arguments = ("--show", "digits.safetensors", *FEW)
+    _, stdout, _ = run_script("mnist_diffusion.py", *arguments, cwd=trained)
+    assert "saved fig/mnist/generated.png" in stdout
+    assert Image.open(trained / "fig/mnist/generated.png").width >= 500
+    run_script("mnist_diffusion.py", *arguments, "--seed", 5, "--out", "single", cwd=trained)
+    names = sorted(p.name for p in (trained / "single").iterdir())
+    assert names == ["seed000005.png", "seed000006.png", "seed000007.png"]
+    # Picture i of seed s is picture 0 of seed s + i, in a batch of any size.
+    more = ("--seed", 6, "--batch", 1, "--out", "again")
+    run_script("mnist_diffusion.py", *arguments, *more, cwd=trained)
+    one, other = (
+        np.asarray(Image.open(trained / folder / "seed000006.png"), dtype=int)
+        for folder in ("single", "again")
+    )
+    assert one.shape == (8, 8) and one.std() > 1 and abs(one - other).max() <= 1
+
+
+def test_show_latents_with_and_without_encoder(trained):
+    arguments = ("--show", "faces.safetensors", *FEW)
+    named = ("--encoder", "checkpoints/autoencoder/1.safetensors", "--out", "named.png")
+    run_script("latent_diffusion.py", *arguments, *named, cwd=trained)
+    run_script("latent_diffusion.py", *arguments, "--out", "found.png", cwd=trained)
+    assert (trained / "named.png").read_bytes() == (trained / "found.png").read_bytes()
+    run_script("latent_diffusion.py", *arguments, "--out", "low.jpg", "--sigma-scale", 0.5, cwd=trained)
+    assert Image.open(trained / "low.jpg").format == "JPEG"
+    low = np.asarray(Image.open(trained / "low.jpg").convert("RGB"), dtype=int)
+    full = np.asarray(Image.open(trained / "found.png").convert("RGB"), dtype=int)
+    assert abs(low - full).mean() > 1
+
+
+def test_training_on_synthetic_faces_end_to_end(tmp_path):
+    """The README's four steps, as small as they go: checkpoints, cache and figures appear."""
+    cpu = ("--device", "cpu", "--precision", "fp32", "--compile", "off")
+    tiny = ("--channels", 8, "--batch", 2, "--steps", 2, "--name", "t", *cpu)
+    size = ("--data", "pictures", "--size", "32x16")
+    write_images(tmp_path / "pictures", 8, (16, 32))
+    _, stdout, _ = run_script("train_encoder.py", *size, *tiny, cwd=tmp_path)
+    assert all(word in stdout for word in ("machine:", "data:", "training:", "network:"))
+    encoder = ("--encoder", "checkpoints/autoencoder/t_epoch0001.safetensors")
+    train = ("--train", *encoder, *tiny, "--blocks", 1)
+    _, stdout, _ = run_script("latent_diffusion.py", *train, cwd=tmp_path)
+    assert "encoding 8 images of pictures" in stdout and "GB" in stdout
+    show = ("--show", "checkpoints/denoiser/t_epoch0001.safetensors", *encoder, *FEW)
+    run_script("latent_diffusion.py", *show, cwd=tmp_path)
+    left = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*") if p.is_file()}
+    assert {
+        "checkpoints/autoencoder/t_epoch0001.safetensors",
+        "checkpoints/autoencoder/t.state",
+        "checkpoints/discriminator/t_epoch0001.safetensors",
+        "checkpoints/denoiser/t_epoch0001.safetensors",
+        "fig/autoencoder/reconstructions.png",
+        "fig/autoencoder/confidences.png",
+        "fig/denoiser/samples.png",
+        "fig/denoiser/bands.png",
+        "fig/denoiser/generated.png",
+        "fig/denoiser/metrics.jsonl",
+    } <= left
+    assert not [name for name in left if name.endswith(".tmp")]
+    assert len([name for name in left if name.endswith("manifest.json")]) == 1
+    message = refused("train_encoder.py", *size, *tiny, cwd=tmp_path)
+    assert "--name t is taken" in message
+
+
+# ---- What bad input gets ------------------------------------------------------------------------
+
+SHOW = ("--show", "digits.safetensors")
+ENCODER = ("--encoder", "checkpoints/autoencoder/1.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("mnist_diffusion.py", (), "one of the arguments --train --show is required"),
+        ("mnist_diffusion.py", ("--train", *SHOW), "not allowed with argument"),
+        ("mnist_diffusion.py", (*SHOW, "--epochs", 3), "--epochs does not go with --show"),
+        ("mnist_diffusion.py", ("--train", "--num-images", 3), "does not go with --train"),
+        ("mnist_diffusion.py", ("--train", "--epochs", 0), "0 is no whole number from 1"),
+        ("mnist_diffusion.py", ("--train", "--epochs", "many"), "many is no whole number"),
+        ("mnist_diffusion.py", ("--train", "--lr", "nan"), "nan is no number above 0 to 1"),
+        ("mnist_diffusion.py", ("--train", "--lr", 0), "0 is no number above 0 to 1"),
+        ("mnist_diffusion.py", ("--train", "--ema", 1), "1 is no number from 0 to below 1"),
+        ("mnist_diffusion.py", ("--train", "--steps", 1, "--epochs", 1), "not allowed with"),
+        ("mnist_diffusion.py", ("--train", "--name", "a/b"), "a/b is no name"),
+        ("mnist_diffusion.py", ("--train", "--batch", 1.5), "1.5 is no whole number"),
+        ("mnist_diffusion.py", ("--train", "--precision", "fp8"), "invalid choice"),
+        ("mnist_diffusion.py", ("--train", "--unknown"), "unrecognized arguments"),
+        ("mnist_diffusion.py", ("--train", "--resume"), "no .state file in checkpoints/mnist"),
+        ("mnist_diffusion.py", ("--train", "--resume", "no.state"), "no training state no.state"),
+        ("mnist_diffusion.py", ("--train", "--channels", 12), "multiples of 8"),
+        ("mnist_diffusion.py", ("--train", "--device", "nonsense"), "--device nonsense cannot"),
+        ("mnist_diffusion.py", ("--show", "no.safetensors"), "no checkpoint no.safetensors"),
+        ("mnist_diffusion.py", ("--show", "faces.safetensors"), "show it with latent_diffusion.py"),
+        ("mnist_diffusion.py", (*SHOW, "--sampling-steps", 1001), "must be 1 to 1000"),
+        ("mnist_diffusion.py", (*SHOW, "--sampling-steps", 0), "0 is no whole number"),
+        ("mnist_diffusion.py", (*SHOW, "--sigma-scale", -1), "-1 is no number from 0 to 10"),
+        ("mnist_diffusion.py", (*SHOW, "--seed", "x"), "x is no whole number"),
+        ("mnist_diffusion.py", (*SHOW, "--out", "digits.safetensors"), "is a file, not a folder"),
+        ("latent_diffusion.py", ("--train",), "--train needs --encoder"),
+        ("latent_diffusion.py", ("--show", "digits.safetensors"), "show it with mnist_diffusion"),
+        ("latent_diffusion.py", ("--train", "--encoder", "faces.safetensors"),
+         "holds a UNet, but a AutoencoderKL is needed"),
+        ("latent_diffusion.py", ("--train", *ENCODER, "--size", "20x32"), "nearest that works is 16x32"),
+        ("latent_diffusion.py", ("--train", *ENCODER, "--data", "nowhere"), "no such folder or zip"),
+        ("train_encoder.py", ("--data", "nowhere"), "--data nowhere: no such folder or zip"),
+        ("train_encoder.py", ("--data", "checkpoints/autoencoder"), "no readable image"),
+        ("train_encoder.py", ("--data", "digits.safetensors"), "not a readable zip"),
+        ("train_encoder.py", ("--data", "pictures", "--size", "30x40"), "nearest that works is 32x"),
+        ("train_encoder.py", ("--data", "pictures", "--size", "big"), "big is no size; write HxW"),
+        ("train_encoder.py", ("--gan-weight", -1), "-1 is no number from 0"),
+        ("train_encoder.py", ("--data", "pictures", "--channels", 12), "multiples of 8"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line(trained, script, arguments, message):
+    assert message in refused(script, *arguments, cwd=trained)
+
+
+def test_wrong_encoder_is_refused_with_both_names(trained):
+    wrong = ("--encoder", "checkpoints/autoencoder/0.safetensors")
+    message = refused("latent_diffusion.py", "--show", "faces.safetensors", *wrong, cwd=trained)
+    for i in range(2):
+        assert fingerprint(randomize(small_autoencoder(), i))[:8] in message
+    assert "pass the matching --encoder" in message
+
+
+def test_missing_encoder_is_asked_for(trained, tmp_path):
+    show = ("--show", trained / "faces.safetensors")
+    message = refused("latent_diffusion.py", *show, cwd=tmp_path)
+    assert "not in checkpoints/autoencoder; pass it as --encoder" in message
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda b: b[:-7], "truncated"),
+    (lambda b: b"no safetensors", "truncated or no safetensors"),
+    (lambda b: b.replace(b'"version":"1"', b'"version":"2"'), "version 2 of the format"),
+])  # fmt: skip
+def test_damaged_checkpoints(trained, tmp_path, damage, message):
+    content = (trained / "digits.safetensors").read_bytes()
+    assert struct.unpack("<Q", content[:8])[0] < len(content)
+    (tmp_path / "d.safetensors").write_bytes(damage(content))
+    assert message in refused("mnist_diffusion.py", "--show", "d.safetensors", cwd=tmp_path)
+
+
+def test_empty_data_roots_say_what_to_put_where(tmp_path):
+    """Without a network the download fails, with one error at the end; nothing is half-written."""
+    root = tmp_path / "empty"
+    root.mkdir()
+    env_block = "import sys, data.images as i; i._download = lambda *a: print('tried', a[0]); "
+    import subprocess
+    import sys
+
+    for script, parse, words in (
+        ("mnist_diffusion", "parse_mnist(['--train',", "train-images-idx3-ubyte.gz"),
+        ("train_encoder", "parse_encoder([", "img_align_celeba.zip"),
+    ):
+        code = f"sys.path.insert(0, {str(ROOT)!r}); import {script}; from training import options; "
+        code += f"options.run({script}.main, options.{parse}'--data-root', 'empty']))"
+        code = "import sys; " + code.replace(f"import {script}", f"{env_block[12:]}import {script}")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2 and done.stdout.count("tried") == 1, done.stderr
+        assert words in done.stderr and len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [root] and list(root.iterdir()) == []
+
+
+def test_programming_errors_keep_their_traceback(tmp_path):
+    """Only errors raised for the user become one line."""
+    import subprocess
+    import sys
+
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from training import options\n"
+    code += "options.run(lambda args: int('x'), None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_scheduler_facts_are_checked():
+    with pytest.raises(ValueError, match="at least 1 step"):
+        scheduler(num_steps=0)
+    assert torch.all(scheduler().beta > 0)

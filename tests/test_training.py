@@ -1,0 +1,322 @@
+"""What a training run needs: averages, rates, GAN weight, reports, and resuming to the bit."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import REAL_DATA, randomize, small_autoencoder, small_unet, write_images, write_mnist
+from torch import nn
+
+import latent_diffusion
+import mnist_diffusion
+import train_encoder
+from models.discriminator import DiscriminatorConfig, PatchDiscriminator, generator_loss
+from training import options
+from training.checkpoint import checkpoints_in, load_model
+from training.denoiser import NUM_BANDS, band_sums
+from training.ema import EMA
+from training.optimizer import Optimizer, rate_at
+from training.progress import Progress, keep_until, read_metrics
+from training.run import in_slices
+from training.runtime import Runtime
+
+CPU = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]
+
+
+def cpu(precision="fp32"):
+    return Runtime(SimpleNamespace(device="cpu", precision=precision))
+
+
+# ---- EMA, optimizer, rates ----------------------------------------------------------------------
+
+
+def test_ema_of_constant_weights_is_them():
+    model = small_unet()
+    ema = EMA(model, 0.999)
+    target = randomize(small_unet(), 1)
+    for i in range(3000):
+        ema.update(target, i)
+    for ours, theirs in zip(ema.model.parameters(), target.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_ema_forgets_the_first_weights_fast():
+    """The warm-up: after 100 updates less than 1 % of the initial weights is left."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    ema = EMA(model, 0.9999)
+    nn.init.zeros_(model.weight)
+    left = []
+    for i in range(100):
+        ema.update(model, i)
+        left.append(ema.model.weight.item())
+    assert left[0] == pytest.approx(0.1) and left[-1] < 0.01
+    assert all(b < a for a, b in zip(left, left[1:], strict=False))
+
+
+def test_rate_warms_up_then_falls():
+    rates = [rate_at(step, 1000) for step in range(1000)]
+    top = rates.index(max(rates))
+    assert max(rates) == 1 and 45 <= top <= 55
+    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[0] > 0 and rates[-1] == pytest.approx(0.01, abs=1e-4)
+    assert all(0 < rate_at(step, steps) <= 1 for steps in (1, 2, 7) for step in range(steps))
+
+
+def test_gradient_is_clipped_and_its_norm_reported():
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = Optimizer(model, 0.1, (0.9, 0.99), 1.0, cpu())
+    before = model.weight.item()
+    norm = optimizer.step(1000 * model.weight.sum(), rate=0.5)
+    assert norm.item() == pytest.approx(1000)
+    assert before - model.weight.item() == pytest.approx(0.05, rel=0.01)  # lr * rate, Adam's unit
+    assert model.weight.grad is None
+
+
+def test_fp16_scales_the_loss_and_keeps_its_scale():
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = Optimizer(model, 0.1, (0.9, 0.99), 1.0, cpu("fp16"))
+    assert optimizer.scaler.get_scale() > 1
+    before = model.weight.item()
+    norm = optimizer.step(2 * model.weight.sum(), rate=1.0)
+    assert norm.item() == pytest.approx(2)  # of the unscaled gradient
+    assert before - model.weight.item() == pytest.approx(0.1, rel=0.01)
+    other = Optimizer(model, 0.1, (0.9, 0.99), 1.0, cpu("fp16"))
+    other.scaler.update(2.0)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.scaler.get_scale() == optimizer.scaler.get_scale()
+
+
+# ---- Autoencoder: GAN and PSNR ------------------------------------------------------------------
+
+
+def test_gan_phases_are_fractions_of_the_run():
+    for steps in (20, 1000, 12345):
+        phases = [train_encoder.gan_phase(step, steps) for step in range(steps)]
+        trains, ramps = zip(*phases, strict=True)
+        assert not any(trains[: steps // 2]) and all(trains[math.ceil(steps / 2) :])
+        assert max(ramps[: int(0.55 * steps)]) == 0
+        assert min(ramps[math.ceil(0.651 * steps) :]) == 1 and ramps == tuple(sorted(ramps))
+
+
+@pytest.mark.parametrize("residual", [1e-3, 10.0])
+def test_adaptive_loss_is_a_scaled_generator_loss(residual):
+    """Its gradient is weight * that of generator_loss, weight = min(1, |l2| / |GAN|)."""
+    judge = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)))
+    x = torch.randn(2, 3, 16, 24)
+    x_hat = (x + residual * torch.randn_like(x)).requires_grad_()
+    optimizer = Optimizer(judge, 1e-3, (0.5, 0.9), 1.0, cpu())
+    loss, metrics = train_encoder.adaptive_gan_loss(judge, x, x_hat, cpu(), optimizer)
+    (got,) = torch.autograd.grad(loss, x_hat)
+    (gan,) = torch.autograd.grad(generator_loss(judge(x_hat)), x_hat)
+    (rec,) = torch.autograd.grad((x_hat - x).square().mean(), x_hat)
+    weight = min(1.0, (rec.norm() / gan.norm()).item())
+    assert metrics["adaptive_weight"].item() == pytest.approx(weight, rel=1e-4)
+    torch.testing.assert_close(got, weight * gan, rtol=1e-4, atol=1e-9)
+    assert got.norm() <= rec.norm() * 1.001
+    assert all(p.grad is None for p in judge.parameters())  # the generator's step trains it not
+
+
+def test_psnr_is_per_image_then_averaged():
+    x = torch.zeros(2, 1, 4, 4)
+    x_hat = torch.stack([torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 0.02)])
+    torch.testing.assert_close(train_encoder.psnr(x, x_hat), torch.tensor([20.0, 40.0]))
+    ones = torch.ones(1, 1, 4, 4)
+    assert train_encoder.psnr(ones, 5 * ones).item() == math.inf  # clamped
+
+
+def test_random_flip_mirrors_about_half():
+    x = torch.arange(1000 * 4).view(1000, 1, 1, 4)
+    flipped = (train_encoder.random_flip(x) != x).any(dim=(1, 2, 3))
+    assert 400 < flipped.sum() < 600
+    changed = train_encoder.random_flip(x)
+    assert torch.equal(changed.sum(dim=3), x.sum(dim=3))
+
+
+def test_reconstruction_uses_the_posterior_mean():
+    model, x = randomize(small_autoencoder()), torch.randn(20, 3, 8, 8)
+    _, once = train_encoder.reconstruct(model, cpu(), x)
+    _, again = train_encoder.reconstruct(model, cpu(), x)
+    assert torch.equal(once, again)
+    torch.testing.assert_close(once, model.decode(model.encode(x).mean), rtol=1e-4, atol=1e-5)
+
+
+# ---- Reports ------------------------------------------------------------------------------------
+
+
+def test_progress_averages_and_appends(tmp_path):
+    path = tmp_path / "fig" / "metrics.jsonl"
+    with Progress(path, "run", 0, 4, 8) as progress:
+        for value in (1.0, 3.0):
+            progress.add(loss=torch.tensor(value), vector=torch.tensor([value, 0.0]))
+        progress.report(progress.means(), epoch=1)
+        progress.add(loss=torch.tensor(7.0))
+        progress.report(progress.means())
+    first, second = read_metrics(path, "run")
+    assert first["loss"] == 2 and first["vector"] == [2, 0] and first["step"] == 2
+    assert second["loss"] == 7 and second["step"] == 3 and second["images_per_second"] > 0
+    assert read_metrics(path, "other") == []
+
+
+def test_resuming_drops_the_records_after_the_state(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"run": run, "step": step} for step in (1, 2, 3) for run in ("a", "b")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"run": "a", "st')
+    keep_until(path, "a", 1)
+    assert [r["step"] for r in read_metrics(path, "a")] == [1]
+    assert [r["step"] for r in read_metrics(path, "b")] == [1, 2, 3]
+
+
+def test_band_sums_sort_losses_by_t():
+    t = torch.tensor([0, 99, 100, 999, 950])
+    sums = band_sums(torch.tensor([1.0, 3.0, 5.0, 7.0, 8.0]), t, 1000)
+    assert sums["band_sum"].tolist() == [4, 5] + [0] * (NUM_BANDS - 3) + [15]
+    assert sums["band_count"].tolist() == [2, 1] + [0] * (NUM_BANDS - 3) + [2]
+
+
+def test_slices_change_nothing():
+    x = torch.randn(37, 3)
+    assert torch.equal(in_slices(torch.exp, x), x.exp())
+
+
+# ---- Precision ----------------------------------------------------------------------------------
+
+
+def test_bf16_and_channels_last_give_the_fp32_loss():
+    """Machinery never changes results: bf16 within 2 % of the fp32 loss and of its gradient."""
+    model = randomize(small_unet(3))
+    x, t = torch.randn(8, 3, 16, 16), torch.arange(8) * 100
+    results = {}
+    for precision in ("fp32", "bf16"):
+        runtime = cpu(precision)
+        placed = runtime.place(model)
+        with runtime.autocast():
+            loss = (placed(runtime.send(x), t) - 1).square().mean()
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        results[precision] = loss.item(), torch.cat([g.flatten() for g in grads])
+    (loss, grad), (loss16, grad16) = results["fp32"], results["bf16"]
+    assert loss16 == pytest.approx(loss, rel=0.02)
+    assert (grad16 - grad).norm() < 0.05 * grad.norm()
+
+
+# ---- Whole runs ---------------------------------------------------------------------------------
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt, as Ctrl-C does, after some steps of a run."""
+
+    def __init__(self, monkeypatch, after):
+        add = Progress.add
+
+        def interrupted(progress, **values):
+            add(progress, **values)
+            if progress.done == after:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Progress, "add", interrupted)
+
+
+def assert_same_weights(folder, *names):
+    states = [load_model(folder / name, kind)[0].state_dict() for name, kind in names]
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+
+
+def test_mnist_resumes_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data")
+    common = ["--train", "--steps", "8", "--batch", "16", "--channels", "8", *CPU]
+    mnist_diffusion.main(options.parse_mnist([*common, "--name", "whole"]))
+    with monkeypatch.context() as patch:
+        Interrupt(patch, after=5)
+        with pytest.raises(KeyboardInterrupt):
+            mnist_diffusion.main(options.parse_mnist([*common, "--name", "parts"]))
+    folder = tmp_path / "checkpoints" / "mnist"
+    assert not list(folder.glob("parts_epoch*"))
+    mnist_diffusion.main(options.parse_mnist(["--train", "--resume", *CPU]))
+    names = [(f"{name}_epoch0001.safetensors", "UNet") for name in ("whole", "parts")]
+    assert_same_weights(folder, *names)
+    whole, parts = (
+        [(r["step"], r["loss"]) for r in read_metrics("fig/mnist/metrics.jsonl", name)]
+        for name in ("whole", "parts")
+    )
+    assert whole == parts and len(whole) == 8
+
+
+def test_encoder_and_denoiser_resume_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "pictures", 24, (40, 56))
+    images = ["--data", "pictures", "--size", "48x32"]
+    small = ["--batch", "4", "--channels", "8", "--blocks", "1", "--steps", "12", *CPU]
+    train_encoder.main(options.parse_encoder([*images, *small, "--name", "whole"]))
+    with monkeypatch.context() as patch:
+        Interrupt(patch, after=9)  # with the discriminator already training
+        with pytest.raises(KeyboardInterrupt):
+            train_encoder.main(options.parse_encoder([*images, *small, "--name", "parts"]))
+    train_encoder.main(options.parse_encoder(["--resume", *CPU]))
+    folder = tmp_path / "checkpoints"
+    names = [f"{name}_epoch0003.safetensors" for name in ("whole", "parts")]
+    assert_same_weights(folder / "autoencoder", *[(name, "AutoencoderKL") for name in names])
+    assert_same_weights(folder / "discriminator", *[(name, "PatchDiscriminator") for name in names])
+    last = read_metrics("fig/autoencoder/metrics.jsonl", "whole")[-1]
+    promised = {"logit_real", "logit_fake", "adaptive_weight", "weights_encoder", "weights_disc"}
+    assert promised <= set(last) and 0 <= last["adaptive_weight"] <= 1 and last["gan_weight"] == 0.5
+    for name in ("reconstructions", "confidences", "losses", "latents"):
+        assert (tmp_path / "fig" / "autoencoder" / f"{name}.png").stat().st_size > 5000
+
+    encoder = ["--encoder", str(folder / "autoencoder" / names[0])]
+    train = ["--train", *encoder, *small, "--mirror"]
+    latent_diffusion.main(options.parse_latent([*train, "--name", "whole"]))
+    with monkeypatch.context() as patch:
+        Interrupt(patch, after=7)
+        with pytest.raises(KeyboardInterrupt):
+            latent_diffusion.main(options.parse_latent([*train, "--name", "parts"]))
+    latent_diffusion.main(options.parse_latent(["--train", "--resume", *CPU]))
+    finished = [p for p in checkpoints_in(folder / "denoiser") if p.suffix == ".safetensors"]
+    assert_same_weights(folder / "denoiser", *[(p.name, "UNet") for p in finished])
+    assert len(list((tmp_path / "encoded_img").iterdir())) == 1
+    for name in ("samples", "predictions", "losses", "bands"):
+        assert (tmp_path / "fig" / "denoiser" / f"{name}.png").stat().st_size > 5000
+
+    # A finished run says so; a larger number of steps stretches it; its settings are its own.
+    with pytest.raises(ValueError, match="has done its 12 steps; to go on, pass a larger"):
+        latent_diffusion.main(options.parse_latent(["--train", "--resume", *CPU]))
+    with pytest.raises(ValueError, match=r"--lr: the run to resume has 0\.001; leave it out"):
+        latent_diffusion.main(options.parse_latent(["--train", "--resume", "--lr", "0.1", *CPU]))
+    longer = options.parse_latent(["--train", "--resume", "--steps", "14", *CPU])
+    latent_diffusion.main(longer)
+    assert read_metrics("fig/denoiser/metrics.jsonl", "parts")[-1]["step"] == 14
+
+
+def test_gan_weight_zero_trains_no_discriminator(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "pictures", 6, (32, 32), "L")
+    arguments = ["--data", "pictures", "--size", "16x16", "--gan-weight", "0", "--no-flip"]
+    arguments += ["--batch", "2", "--channels", "8", "--steps", "4", "--name", "plain", *CPU]
+    train_encoder.main(options.parse_encoder(arguments))
+    model, facts = load_model(checkpoints_in("checkpoints/autoencoder")[0], "AutoencoderKL")
+    assert model.config.image_channels == 1 and facts["size"] == [16, 16]
+    assert not (tmp_path / "checkpoints" / "discriminator").exists()
+    assert not (tmp_path / "fig" / "autoencoder" / "confidences.png").exists()
+    assert "loss_disc" not in read_metrics("fig/autoencoder/metrics.jsonl", "plain")[-1]
+
+
+def test_same_seed_same_losses_other_seed_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data")
+    common = ["--train", "--steps", "3", "--batch", "8", "--channels", "8", *CPU]
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        mnist_diffusion.main(options.parse_mnist([*common, "--name", name, "--seed", seed]))
+    a, b, c = ([r["loss"] for r in read_metrics("fig/mnist/metrics.jsonl", n)] for n in "abc")
+    assert a == b and a != c
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="TEST_DATA_ROOT names no real data")
+def test_real_digits_are_learnt(tmp_path, monkeypatch):
+    """60 steps on MNIST bring the validation loss from 1 to below 0.12."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--train", "--data-root", REAL_DATA, "--steps", "60", "--batch", "32"]
+    mnist_diffusion.main(options.parse_mnist([*arguments, "--name", "real", "--channels", "16"]))
+    assert read_metrics("fig/mnist/metrics.jsonl", "real")[-1]["valid_raw"] < 0.12
