@@ -54,9 +54,12 @@ def main(args):
 
     # Networks: latents at a quarter of the size.
     c = args.channels
-    config = AutoencoderConfig(channels, args.latent_channels, (c, 2 * c, 4 * c), args.blocks, c // 8)
+    config = AutoencoderConfig(
+        channels, args.latent_channels, (c, 2 * c, 4 * c), args.blocks, c // 8
+    )
     model = runtime.place(AutoencoderKL(config)).train()
-    disc = runtime.place(PatchDiscriminator(DiscriminatorConfig(channels, 2 * c, 3))).train()
+    layers = 3 if min(args.size) >= 32 else 2  # a patch must fit into the image
+    disc = runtime.place(PatchDiscriminator(DiscriminatorConfig(channels, 2 * c, layers))).train()
     ema = EMA(model, args.ema)
 
     # Optimizers, and where a resumed run was.
@@ -78,12 +81,12 @@ def main(args):
     forward, judge = runtime.compiled(model), runtime.compiled(disc)
     batches = load_batches(
         images["train"],
-        order.between(run.start, run.steps),
+        order.since(run.start),
         runtime.workers,
         BadFiles(len(images["train"])),
     )
     with run.progress(parts) as progress:
-        for step, (pixels, _) in enumerate(batches, run.start):
+        for step, (pixels, _) in zip(range(run.start, run.steps), batches, strict=False):
             x = runtime.send(to_pixels(pixels if args.no_flip else random_flip(pixels)))
             rate = rate_at(step, run.steps)
             disc_trains, gan_ramp = gan_phase(step, run.steps)

@@ -32,7 +32,7 @@ CELEBA_HELP = (
 # What PIL and zipfile raise for files that are damaged, no images, or dangerously large.
 DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
-    zipfile.BadZipFile, Image.DecompressionBombError,
+    zipfile.BadZipFile, RuntimeError, Image.DecompressionBombError,
 )  # fmt: skip
 MNIST_FILES = {
     "train": "train-images-idx3-ubyte",
@@ -149,8 +149,9 @@ class FileDataset(Dataset):
         return len(self.names)
 
     def __getitem__(self, i):
+        name = self.names[i]  # an IndexError here ends iteration: it is no damaged file
         try:
-            return i, fit(self.files.open(self.names[i]), self.size, self.channels)
+            return i, fit(self.files.open(name), self.size, self.channels)
         except DAMAGED:
             return i, None  # load_batches reports it
 
@@ -223,7 +224,8 @@ def _find_celeba(root):
         root / folder / name
         for folder in ("celeba", ".")
         for name in ("img_align_celeba", "img_align_celeba.zip")
-    ] + [root / "celeba"]
+    ]
+    places += [root / "celeba"] + [root] * root.name.startswith("img_align_celeba")
     for attempt in range(2):
         for place in places:
             files = ImageFiles(place) if place.exists() else None
@@ -287,18 +289,28 @@ def fit(image, size, channels):
     centre-cropped; transparency over white; 16 bits scaled to 8.
     """
     height, width = size
-    image.draft(None, (2 * width, 2 * height))  # huge JPEGs are decoded at a fraction
-    image = _eight_bits(ImageOps.exif_transpose(image))
+    image.draft(None, (2 * max(size), 2 * max(size)))  # huge JPEGs are decoded at a fraction
+    image = _eight_bits(_upright(image))
     scale = min(image.width / width, image.height / height)  # source pixels per pixel
     if 1 <= scale <= CROP_ONLY:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
     else:
-        left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
-        box = (left, top, left + width * scale, top + height * scale)
+        left = max(0, image.width - width * scale) / 2  # rounding must not make it negative
+        top = max(0, image.height - height * scale) / 2
+        box = (left, top, image.width - left, image.height - top)
         image = image.resize((width, height), Image.Resampling.LANCZOS, box)
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1)
+
+
+def _upright(image):
+    """Turned as its EXIF says; where that is damaged, as it is stored."""
+    image.load()  # what fails from here on is not the pixels
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 def _eight_bits(image):
@@ -329,7 +341,7 @@ class BadFiles:
             self.names.add(name)
             tqdm.write(f"skipped, cannot be read: {name}")
         bad = len(self.names)
-        if bad > max(10, self.total / 100) or bad == self.total:
+        if bad > max(10, self.total / 100) or (bad == self.total and bad > 0):
             raise ValueError(
                 f"{bad} of {self.total} images cannot be read (named above); "
                 "repair or remove them and start again"

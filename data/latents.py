@@ -94,7 +94,10 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers):
                 else:
                     bar.update(len(indices))
                 shards.append((split, name))
-    _write_manifest(folder, shards, latent_shape)
+    try:
+        _write_manifest(folder, shards, latent_shape)
+    except SafetensorError as error:
+        raise ValueError(f"{folder} is damaged ({error}); delete it: it is made again") from None
 
 
 def _encode(encode, batches, flip, latent_shape, bar):
@@ -119,7 +122,7 @@ def _write_shard(moments, path):
         "square": mean.square().sum(dim=(0, 2, 3)).tolist(),
         "variance": logvar.exp().sum(dim=(0, 2, 3)).tolist(),
     }
-    metadata = {"format": "pt", "sums": json.dumps(sums)}
+    metadata = {"sums": json.dumps(sums)}  # one key: several would be written in any order
     write_atomic(path, lambda file: save_file({"moments": moments}, file, metadata))
 
 

@@ -1,5 +1,7 @@
 """The order in which a training run visits its data: a pure function of seed and step."""
 
+import itertools
+
 import torch
 
 
@@ -22,17 +24,6 @@ class ShuffledOrder:
             self._epoch, self._permutation = epoch, torch.randperm(self.n, generator=generator)
         return self._permutation[position * self.batch : (position + 1) * self.batch]
 
-    def between(self, start, stop):
-        """The steps' batches, start .. stop - 1, as lists: a DataLoader's batch_sampler."""
-        return _Steps(self, start, stop)
-
-
-class _Steps:
-    def __init__(self, order, start, stop):
-        self.order, self.start, self.stop = order, start, stop
-
-    def __iter__(self):
-        return (self.order.indices(step).tolist() for step in range(self.start, self.stop))
-
-    def __len__(self):
-        return self.stop - self.start
+    def since(self, step):
+        """The batches from this step on, without end, as lists: a DataLoader's batch_sampler."""
+        return (self.indices(i).tolist() for i in itertools.count(step))

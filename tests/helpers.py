@@ -50,6 +50,13 @@ def run_script(script, *arguments, cwd, timeout=300, check=True):
     return done.returncode, done.stdout, done.stderr
 
 
+def run_python(code, cwd):
+    """Run a piece of Python in folder cwd, the project on its path."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
 def write_images(folder, n, size=(40, 48), mode="RGB", seed=0):
     """n smooth random pictures of (width, height) = size as PNG, named 00.png, 01.png, .."""
     folder.mkdir(parents=True, exist_ok=True)

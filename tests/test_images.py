@@ -628,7 +628,7 @@ def test_decoding_a_large_jpeg_at_a_fraction_changes_little():
     whole = reopened(picture, "JPEG", quality=95).copy()  # decoded
     out = fit(reopened(picture, "JPEG", quality=95), (48, 64), 3)
     difference = (out.float() - fit(whole, (48, 64), 3).float()).abs()
-    assert difference.mean() < 1 and difference.max() < 12
+    assert difference.mean() < 2 and difference.max() < 12
 
 
 # ---- Unreadable files ---------------------------------------------------------------------------
@@ -712,6 +712,13 @@ def test_damaged_exif_does_not_lose_the_picture():
     picture = ramp(40, 40)
     damaged = reopened(picture, exif=b"Exif\0\0no such thing as a TIFF header")
     assert torch.equal(fit(damaged, (40, 40), 3), fit(picture, (40, 40), 3))
+
+
+def test_an_index_past_the_end_is_no_bad_file(tmp_path):
+    """Else a plain `for item in dataset` would never end."""
+    dataset = FileDataset(ImageFiles(write_images(tmp_path, 2)), ["00.png", "01.png"], (8, 8), 3)
+    with pytest.raises(IndexError):
+        dataset[2]
 
 
 def test_stops_when_none_is_left(tmp_path):

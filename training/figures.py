@@ -68,18 +68,20 @@ def show_window(path):
         print(f"no window: {error}")
 
 
-def image_rows(path, rows, title=""):
-    """Labelled rows of images: {"label": (B, C, H, W)}; maps (B, 1, h, w) of another size too."""
+def image_rows(path, rows, title, columns=()):
+    """Labelled rows of as many images each: {"label": (B, C, H, W)}; columns: labels above."""
     first = next(iter(rows.values()))
     height, width = first.shape[2:]
     n = len(first)
-    fig = Figure(figsize=(1.3 * n + 1.3, 1.3 * height / width * len(rows) + 0.6))
+    fig = Figure(figsize=(1.3 * n + 1.3, 1.3 * height / width * len(rows) + 0.7))
     axes = fig.subplots(len(rows), n, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for ax, x in zip(row, to_display(images).cpu(), strict=True):
-            ax.imshow(x.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+            ax.imshow(x.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for ax, label in zip(axes[0], columns, strict=False):
+        ax.set_title(label, fontsize=9)
     fig.suptitle(title)
     _save(fig, path)
 
@@ -96,10 +98,10 @@ def confidences(path, x, x_hat, real, fake):
     for row, (label, images) in zip(axes, rows, strict=True):
         for ax, image in zip(row, images.cpu().float(), strict=True):
             if label == "belief":
-                shown = ax.imshow(image[0].sigmoid(), cmap="coolwarm", vmin=0, vmax=1)
+                shown = ax.imshow(image[0].sigmoid().numpy(), cmap="coolwarm", vmin=0, vmax=1)
                 ax.set_title(f"{image.sigmoid().mean():.2f}", fontsize=7, pad=2)
             else:
-                ax.imshow(to_display(image).permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+                ax.imshow(to_display(image).permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
     fig.colorbar(shown, ax=axes, shrink=0.6, label="probability of real (sigmoid of the logit)")
@@ -159,8 +161,9 @@ def bands(path, records, num_steps):
         left.plot(steps, column, label=label, color=color)
     left.set(title="Loss per band of t", xlabel="step", ylabel="squared error of eps_hat")
     left.set_yscale("log")
-    left.legend(title="t", fontsize=7)
-    latest = np.nanmean(values[-max(1, len(values) // 20) :], axis=0)
+    left.legend(title="t", fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    recent = np.ma.masked_invalid(values[-max(1, len(values) // 20) :])  # a band may be empty
+    latest = recent.mean(axis=0).filled(np.nan)
     right.bar(labels, latest, color=colors)
     right.set(title=f"Latest (step {steps[-1]})", xlabel="t", yscale="log")
     right.tick_params(axis="x", rotation=45)
@@ -175,7 +178,7 @@ def side_by_side(path, grids, title):
     for ax, (label, x) in zip(fig.subplots(1, len(grids), squeeze=False)[0], grids.items(),
                               strict=True):  # fmt: skip
         grid = make_grid(to_display(x).cpu(), grid_columns(len(x)), padding=1, pad_value=1.0)
-        ax.imshow(grid.permute(1, 2, 0), interpolation="lanczos")
+        ax.imshow(grid.permute(1, 2, 0).numpy(), interpolation="lanczos")
         ax.set_title(label)
         ax.axis("off")
     fig.suptitle(title)

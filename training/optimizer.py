@@ -46,4 +46,8 @@ class Optimizer:
 
     def load_state_dict(self, state):
         self.adamw.load_state_dict(state["adamw"])
+        # Fused kernels walk weights and moments in the order of memory, which must be the same.
+        for parameter, moments in self.adamw.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])
         self.scaler.load_state_dict(state["scaler"])

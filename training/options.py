@@ -178,7 +178,7 @@ def _training(parser, default):
 def _network(parser, title, default):
     group = parser.add_argument_group(title)
     text = "width of the first level, a multiple of 8; the others grow with it"
-    _flag(group, "--channels", text, integer(8, 4096), "N", default["channels"])
+    _flag(group, "--channels", text, integer(8, 4096, 8), "N", default["channels"])
     text = "residual blocks per level"
     _flag(group, "--blocks", text, integer(1, 16), "N", default["blocks"])
     return group
@@ -229,12 +229,14 @@ def _choice(group, name, text, choices):
 # ---- Values -------------------------------------------------------------------------------------
 
 
-def integer(low, high):
-    """An argparse type: a whole number in [low, high]."""
+def integer(low, high, multiple=1):
+    """An argparse type: a whole number in [low, high], divisible by multiple."""
 
     def parse(text):
         if not re.fullmatch(r"[+-]?\d+", text) or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is no whole number from {low} to {high}")
+        if int(text) % multiple:
+            raise argparse.ArgumentTypeError(f"{text} is no multiple of {multiple}")
         return int(text)
 
     return parse
@@ -333,6 +335,7 @@ def run(main, args):
     try:
         main(args)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()

@@ -34,6 +34,8 @@ def resume(args, folder):
             raise ValueError(f"--resume: no .state file in {folder}")
         args.resume = states[0]
     state = checkpoint.load_state(args.resume)
+    if state["folder"] != str(folder):
+        raise ValueError(f"{args.resume} belongs to {state['folder']}/, not to {folder}/")
     return options.resumed(args, state["settings"]), state
 
 
@@ -122,7 +124,12 @@ class Run:
     def save_state(self, parts, done):
         """NAME.state: all that a resumed run needs to give the same numbers."""
         tree = {name: part.state_dict() for name, part in parts.items()}
-        tree |= {"step": done, "settings": self.settings, "random": random_state()}
+        tree |= {
+            "folder": self.folder.as_posix(),
+            "step": done,
+            "settings": self.settings,
+            "random": random_state(),
+        }
         checkpoint.save_state(self.folder / f"{self.name}.state", tree)
         self._saved_at = time.monotonic()
 
