@@ -30,5 +30,5 @@ demo: $(VENV)/.runtime
 		--channels 16 --gan-weight 0
 	$(BIN)/python latent_diffusion.py --train --name demo --epochs 9 --lr 2e-3 --channels 32 \
 		--blocks 1 --encoder checkpoints/autoencoder/demo_epoch0001.safetensors
-	$(BIN)/python latent_diffusion.py --show checkpoints/denoiser/demo_epoch0009.safetensors
+	MPLBACKEND=agg $(BIN)/python latent_diffusion.py --show checkpoints/denoiser/demo_epoch0009.safetensors
 	@echo "15 new faces: fig/denoiser/generated.png"

@@ -18,21 +18,19 @@ import torch
 from data.images import open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
 from models.blocks import check_divides
-from models.scheduler import DDPMScheduler, SchedulerConfig
-from models.unet import UNet, UNetConfig
 from training import denoiser
 from training.checkpoint import find_by_fingerprint, fingerprint, load_model
-from training.run import resume
+from training.run import resume, same_data
 from training.runtime import Runtime
 from training.show import load_denoiser, make_pictures
 
 
 def main(args):
     """Train or show, as the arguments say."""
-    if args.show:
-        show(args)
-    else:
+    if args.train:
         train(args)
+    else:
+        show(args)
 
 
 def train(args):
@@ -50,21 +48,21 @@ def train(args):
     autoencoder = runtime.place(autoencoder)
     args.size = tuple(args.size or trained_on["size"])
     check_divides(*args.size, 4 * autoencoder.stride)
-    latents = cached_latents(args, runtime, autoencoder, trained_on)
+    latents = cached_latents(args, state, runtime, autoencoder, trained_on)
     stats = latents["train"].stats
-    valid = torch.arange(min(denoiser.NUM_VALID, len(latents["valid"])))
+    held_out = latents["valid"] if len(latents["valid"]) else latents["train"]
+    valid = torch.arange(min(denoiser.NUM_VALID, len(held_out)))
     generator = torch.Generator().manual_seed(0)
     data = denoiser.DenoiserData(
         draw=lambda indices: runtime.send(latents["train"].draw(indices, runtime.device)),
         num_train=len(latents["train"]),
-        valid=runtime.send(latents["valid"].draw(valid, generator=generator)),
+        valid=runtime.send(held_out.draw(valid, generator=generator)),
         decode=lambda z: autoencoder.decode(stats.unwhiten(z)).float(),
     )
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
-    c, z = args.channels, autoencoder.config.latent_channels
-    model = UNet(UNetConfig(z, (c, 2 * c, 2 * c), args.blocks, c // 8, args.dropout))
-    scheduler = DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0=False))
+    channels = autoencoder.config.latent_channels
+    model, scheduler = denoiser.network_and_schedule(args, channels, clip_x0=False)
     facts = {
         "space": "latents",
         "shape": list(data.valid.shape[1:]),
@@ -77,7 +75,7 @@ def train(args):
     denoiser.train(args, state, runtime, model, scheduler, data, facts, *folders)
 
 
-def cached_latents(args, runtime, autoencoder, trained_on):
+def cached_latents(args, state, runtime, autoencoder, trained_on):
     """{"train": LatentDataset, "valid": ..} of the data, encoded now if they were not before."""
     if args.data is None:
         args.data = trained_on["data"]
@@ -91,7 +89,8 @@ def cached_latents(args, runtime, autoencoder, trained_on):
             f"{args.encoder} encodes images of {wanted} channels, but those of {args.data} have "
             f"{got}; train an autoencoder on them"
         )
-    folder = Path("encoded_img") / cache_id(args.autoencoder_id, images, args.mirror)
+    same_data(args, state, cache_id(args.autoencoder_id, images, args.mirror))
+    folder = Path("encoded_img") / args.data_id
     shape = (autoencoder.config.latent_channels, *(n // autoencoder.stride for n in args.size))
     if not (folder / MANIFEST).is_file():
         size = cache_bytes(images, shape, args.mirror) / 1e9

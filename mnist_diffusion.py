@@ -14,20 +14,18 @@ from dataclasses import asdict
 import torch
 
 from data.images import mnist, to_pixels
-from models.scheduler import DDPMScheduler, SchedulerConfig
-from models.unet import UNet, UNetConfig
 from training import denoiser
-from training.run import resume
+from training.run import resume, same_data
 from training.runtime import Runtime
 from training.show import load_denoiser, make_pictures
 
 
 def main(args):
     """Train or show, as the arguments say."""
-    if args.show:
-        show(args)
-    else:
+    if args.train:
         train(args)
+    else:
+        show(args)
 
 
 def train(args):
@@ -38,6 +36,7 @@ def train(args):
 
     # Data: all digits fit on any device as uint8.
     digits = mnist(args.data_root, "train").to(runtime.device)
+    same_data(args, state, f"mnist {len(digits)}")
     valid = mnist(args.data_root, "test")[: denoiser.NUM_VALID]
     data = denoiser.DenoiserData(
         draw=lambda indices: runtime.send(to_pixels(digits[indices.to(runtime.device)])),
@@ -47,9 +46,7 @@ def train(args):
     )
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
-    c = args.channels
-    model = UNet(UNetConfig(1, (c, 2 * c, 2 * c), args.blocks, c // 8, args.dropout))
-    scheduler = DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0=True))
+    model, scheduler = denoiser.network_and_schedule(args, channels=1, clip_x0=True)
     facts = {"space": "pixels", "shape": [1, 28, 28], "data": "mnist"}
     facts["scheduler"] = asdict(scheduler.config)
     folders = "checkpoints/mnist", "fig/mnist"

@@ -10,7 +10,7 @@ if __name__ == "__main__":
 
 import torch
 
-from data.images import BadFiles, load_batches, open_images, to_pixels
+from data.images import load_batches, open_images, to_pixels
 from data.order import ShuffledOrder
 from models.autoencoder import AutoencoderConfig, AutoencoderKL, DiagonalGaussian
 from models.blocks import check_divides
@@ -25,7 +25,7 @@ from training.checkpoint import save_model
 from training.ema import EMA
 from training.optimizer import Optimizer, rate_at
 from training.progress import read_metrics
-from training.run import Run, parameters, resume
+from training.run import Run, parameters, resume, same_data
 from training.runtime import Runtime
 
 # By fractions of the run, so that a short one passes through everything, and a prolonged one too:
@@ -49,6 +49,7 @@ def main(args):
     check_divides(*args.size, 16)
     images = open_images(args.data, args.data_root, args.size)
     channels = images["train"].channels
+    same_data(args, state, images["train"].stamp())
     order = ShuffledOrder(len(images["train"]), args.batch, args.seed)
     run = Run(args, state, order, "checkpoints/autoencoder", "fig/autoencoder")
 
@@ -67,7 +68,7 @@ def main(args):
     disc_optimizer = Optimizer(disc, 0.2 * args.lr, (0.5, 0.9), MAX_GRADIENT, runtime)
     parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
     parts |= {"disc": disc, "disc_optimizer": disc_optimizer}
-    run.restore(parts)
+    run.restore(parts, runtime.device)
     runtime.decide_compile(args.compile, run.steps - run.start)
     run.announce(
         runtime,
@@ -76,18 +77,15 @@ def main(args):
         network=f"AutoencoderKL, {parameters(model)}; discriminator, {parameters(disc)}",
     )
     valid = fixed_images(images["valid"], NUM_VALID)
+    valid = fixed_images(images["train"], NUM_VALID) if valid is None else valid
     facts = {"data": args.data, "data_root": args.data_root, "size": args.size, "run": run.name}
 
     forward, judge = runtime.compiled(model), runtime.compiled(disc)
-    batches = load_batches(
-        images["train"],
-        order.since(run.start),
-        runtime.workers,
-        BadFiles(len(images["train"])),
-    )
-    with run.progress(parts) as progress:
+    batches = load_batches(images["train"], order.since(run.start), runtime.workers)
+    with run.progress() as progress:
         for step, (pixels, _) in zip(range(run.start, run.steps), batches, strict=False):
-            x = runtime.send(to_pixels(pixels if args.no_flip else random_flip(pixels)))
+            pixels = runtime.send(pixels)
+            x = to_pixels(pixels if args.no_flip else random_flip(pixels))
             rate = rate_at(step, run.steps)
             disc_trains, gan_ramp = gan_phase(step, run.steps)
             gan_weight = args.gan_weight * gan_ramp
@@ -160,16 +158,16 @@ def adaptive_gan_loss(judge, x, x_hat, runtime, optimizer):
 
 def random_flip(images):
     """Each image (B, C, H, W) mirrored with probability 1/2."""
-    flip = torch.rand(len(images)) < 0.5
+    flip = (torch.rand(len(images)) < 0.5).to(images.device, non_blocking=images.is_cuda)
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
 def fixed_images(dataset, n):
-    """The first n readable images of a data set: (n, C, H, W) in [-1, 1]."""
+    """The readable ones of the first n images of a data set: (n, C, H, W) in [-1, 1]."""
     indices = range(min(n, len(dataset)))
     batches = [list(indices[i : i + 32]) for i in range(0, len(indices), 32)]
-    loaded = load_batches(dataset, batches, 0, BadFiles(len(dataset)))
-    return to_pixels(torch.cat([images for images, _ in loaded]))
+    loaded = [images for images, _ in load_batches(dataset, batches, 0)]
+    return to_pixels(torch.cat(loaded)) if loaded else None
 
 
 def weight_norms(**networks):

@@ -1,4 +1,4 @@
-"""Files are finished or absent."""
+"""Files are finished or absent; and the first line of an error."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ def write_atomic(path, write):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -19,3 +19,8 @@ def write_atomic(path, write):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def first_line(error):
+    """What an exception says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -23,6 +23,7 @@ from data.synthetic import draw_face
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 NUM_SYNTHETIC = 10_000  # drawn faces in --data synthetic
+KEEP_DRAWN = 2**28  # bytes: drawn faces are kept in memory up to this
 CROP_ONLY = 1.1  # an image at most this much larger than needed is cropped, not resized
 CELEBA_VALID, CELEBA_TEST = 162_771, 182_638  # first image of each split; train starts at 1
 CELEBA_HELP = (
@@ -142,8 +143,9 @@ class ImageFiles:
 class FileDataset(Dataset):
     """Some images of an ImageFiles, resized to cover `size` = (H, W) and centre-cropped."""
 
-    def __init__(self, files, names, size, channels):
+    def __init__(self, files, names, size, channels, tally):
         self.files, self.names, self.size, self.channels = files, names, size, channels
+        self.tally = tally  # of unreadable files, shared by all splits
 
     def __len__(self):
         return len(self.names)
@@ -174,10 +176,12 @@ class SyntheticFaces(Dataset):
         return len(self.numbers)
 
     def __getitem__(self, i):
-        if i not in self._drawn:
-            image = draw_face(self.numbers[i], self.size)
-            self._drawn[i] = torch.from_numpy(image).permute(2, 0, 1).contiguous()
-        return i, self._drawn[i]
+        if i in self._drawn:
+            return i, self._drawn[i]
+        image = torch.from_numpy(draw_face(self.numbers[i], self.size)).permute(2, 0, 1)
+        if len(self) * image.numel() <= KEEP_DRAWN:
+            self._drawn[i] = image
+        return i, image
 
     def stamp(self):
         """A hash of which faces these are, and of the drawing's own first pixels."""
@@ -197,15 +201,16 @@ def open_images(data, root, size):
         return {"train": SyntheticFaces(train, size), "valid": SyntheticFaces(valid, size)}
     if data == "celeba":
         files, splits = _find_celeba(Path(root))
-        channels = 3
+        channels, tally = 3, BadFiles(len(files.stamp))
         _warn_enlarged([h for h in [_header(files, splits["train"][0])] if h], size)
     else:
         if not Path(data).exists():
             raise ValueError(f"--data {data}: no such folder or zip")
         files = ImageFiles(data)
-        names, channels = _scan(files, size)
+        tally = BadFiles(len(files.stamp))
+        names, channels = _scan(files, size, tally)
         splits = split_by_hash(names)
-    return {k: FileDataset(files, names, size, channels) for k, names in splits.items() if names}
+    return {k: FileDataset(files, v, size, channels, tally) for k, v in splits.items() if v}
 
 
 def split_by_hash(names):
@@ -215,7 +220,8 @@ def split_by_hash(names):
     """
     ranked = sorted(names, key=lambda name: (zlib.crc32(name.encode()) % 20 != 0, name))
     valid = [n for n in names if zlib.crc32(n.encode()) % 20 == 0] or ranked[:1]
-    return {"train": [n for n in names if n not in set(valid)] or valid, "valid": valid}
+    held_out = set(valid)
+    return {"train": [n for n in names if n not in held_out] or valid, "valid": valid}
 
 
 def _find_celeba(root):
@@ -245,9 +251,9 @@ def _find_celeba(root):
     raise ValueError(f"no CelebA in {root}: " + CELEBA_HELP.format(root=root))
 
 
-def _scan(files, size):
+def _scan(files, size, tally):
     """Names whose headers can be read, and 1 channel if all are grey, else 3; reports the rest."""
-    headers, tally = {}, BadFiles(len(files.stamp))
+    headers = {}
     for name in tqdm(files.stamp, desc="reading headers", unit="images", delay=1, leave=False):
         header = _header(files, name)
         if header:
@@ -341,17 +347,17 @@ class BadFiles:
             self.names.add(name)
             tqdm.write(f"skipped, cannot be read: {name}")
         bad = len(self.names)
-        if bad > max(10, self.total / 100) or (bad == self.total and bad > 0):
+        if bad > max(10, self.total / 100) or bad == self.total:
             raise ValueError(
                 f"{bad} of {self.total} images cannot be read (named above); "
                 "repair or remove them and start again"
             )
 
 
-def load_batches(dataset, batches, workers, tally):
+def load_batches(dataset, batches, workers):
     """For each list of indices in `batches`: (images (B, C, H, W) uint8, their indices, a list).
 
-    Unreadable images are left out and reported to tally, a BadFiles; B can be smaller, never 0.
+    Unreadable images are left out and reported to dataset.tally; B can be smaller, never 0.
     """
     loader = DataLoader(
         dataset,
@@ -363,7 +369,8 @@ def load_batches(dataset, batches, workers, tally):
         pin_memory=torch.cuda.is_available(),
     )
     for images, good, bad in loader:
-        tally.add([dataset.names[i] for i in bad])
+        if bad:
+            dataset.tally.add([dataset.names[i] for i in bad])
         if good:
             yield images, good
 

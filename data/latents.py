@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from data.files import write_atomic
-from data.images import BadFiles, load_batches, to_pixels
+from data.images import load_batches, to_pixels
 
 SHARD = 4096  # images per shard: an interrupted caching loses at most one
 BATCH = 64  # images per call of encode
@@ -42,7 +42,8 @@ class LatentStats:
 
     @staticmethod
     def _column(values, like):
-        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+        column = torch.tensor(values, dtype=like.dtype)[:, None, None]
+        return column.to(like.device, non_blocking=like.is_cuda)
 
 
 def cache_id(autoencoder_id, datasets, mirror):
@@ -77,7 +78,6 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers):
             "are free; make room, or choose a smaller --size"
         )
     jobs = [("train", False), ("valid", False)] + [("train", True)] * mirror
-    tallies = {split: BadFiles(len(dataset)) for split, dataset in datasets.items()}
     total = sum(len(datasets[split]) for split, _ in jobs)
     shards = []
     with tqdm(total=total, desc="encoding", unit="images", smoothing=0.05) as bar:
@@ -88,7 +88,7 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers):
                 name = f"{split}{'-mirror' * flip}-{start // SHARD:05d}.safetensors"
                 if not (folder / name).is_file():
                     batches = [list(indices[i : i + BATCH]) for i in range(0, len(indices), BATCH)]
-                    images = load_batches(dataset, batches, workers, tallies[split])
+                    images = load_batches(dataset, batches, workers)
                     parts = _encode(encode, images, flip, latent_shape, bar)
                     _write_shard(torch.cat(parts), folder / name)
                 else:
@@ -184,6 +184,8 @@ class LatentDataset:
 
     def draw(self, indices, device="cpu", generator=None):
         """Whitened samples of the posteriors of these images: (B, c, h, w) float32 on device."""
-        mean, logvar = self.moments(indices).to(device).float().chunk(2, dim=1)
+        cuda = torch.device(device).type == "cuda"  # which need not be waited for
+        moments = self.moments(indices).to(device, non_blocking=cuda).float()
+        mean, logvar = moments.chunk(2, dim=1)
         noise = torch.randn(mean.shape, device=device, generator=generator)
         return self.stats.whiten(mean + (0.5 * logvar).exp() * noise)

@@ -40,6 +40,13 @@ class DDPMScheduler:
             config.beta_start, config.beta_end, config.num_steps, dtype=torch.float64
         )
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)
+        self._tables = {
+            "signal": self.alpha_bar.sqrt(),
+            "noise": (1 - self.alpha_bar).sqrt(),
+            "inverse_signal": self.alpha_bar.rsqrt(),
+            "noise_to_signal": (1 / self.alpha_bar - 1).sqrt(),
+        }
+        self._moved = {}
 
     def timesteps(self, num_sampling_steps):
         """Pairs (t, t_prev) from T-1 down to the last, whose t_prev is -1: "trailing" spacing.
@@ -57,14 +64,12 @@ class DDPMScheduler:
 
     def add_noise(self, x0, eps, t):
         """xt ~ q(xt | x0) for eps ~ N(0, I); x0, eps: (B, ...), t: (B,). Ho et al. 2020, eq. 4."""
-        signal, noise = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
-        return _pick(signal, t, x0) * x0 + _pick(noise, t, x0) * eps
+        return self._pick("signal", t, x0) * x0 + self._pick("noise", t, x0) * eps
 
     def predict_x0(self, xt, eps_hat, t):
         """x0_hat, the inverse of add_noise; clamped to [-1, 1] if the config says so. Eq. 15."""
-        # Divided by sqrt(alpha_bar) through its reciprocal: one table, one product each.
-        scale = self.alpha_bar.rsqrt()
-        x0_hat = _pick(scale, t, xt) * xt - _pick((scale**2 - 1).sqrt(), t, xt) * eps_hat
+        x0_hat = self._pick("inverse_signal", t, xt) * xt
+        x0_hat = x0_hat - self._pick("noise_to_signal", t, xt) * eps_hat
         return x0_hat.clamp(-1, 1) if self.config.clip_x0 else x0_hat
 
     def step(self, xt, eps_hat, t, t_prev, noise, sigma_scale=1.0, posterior_sigma=False):
@@ -86,8 +91,9 @@ class DDPMScheduler:
         variance = beta * (1 - bar_prev) / (1 - bar) if posterior_sigma else beta
         return mean + sigma_scale * math.sqrt(variance) * noise
 
-
-def _pick(table, t, like):
-    """table[t] for t: (B,), in the type and on the device of like: (B, ...), to broadcast."""
-    table = table.to(like.dtype).to(like.device)  # the table moves, so that t never has to wait
-    return table[t].view(-1, *[1] * (like.ndim - 1))
+    def _pick(self, name, t, like):
+        """The table's value at each t: (B,), type and device of like: (B, ...), to broadcast."""
+        key = name, like.dtype, like.device
+        if key not in self._moved:  # once per device: t never has to come back to the CPU
+            self._moved[key] = self._tables[name].to(like.dtype).to(like.device)
+        return self._moved[key][t].view(-1, *[1] * (like.ndim - 1))

@@ -660,11 +660,10 @@ def test_bad_files_are_named_and_skipped(tmp_path, capsys, as_zip, workers):
     seen = []
     for dataset in splits.values():
         n = len(dataset)
-        tally = BadFiles(n)
         batches = [list(range(i, min(i + 4, n))) for i in range(0, n, 4)]
         for _ in range(2):  # the second time reports nothing new
             seen = []
-            for x, indices in load_batches(dataset, batches, workers, tally):
+            for x, indices in load_batches(dataset, batches, workers):
                 assert 0 < len(x) == len(indices) <= 4
                 for row, i in zip(x, indices, strict=True):
                     assert torch.equal(row, dataset[i][1])
@@ -695,7 +694,7 @@ def test_no_damage_raises_anything_else(tmp_path):
         damaged[rng.integers(6, len(damaged), 3)] = rng.integers(0, 14, 3)
         names.append(f"exif{i}.png")
         picture.save(tmp_path / names[-1], exif=damaged.tobytes())
-    dataset = FileDataset(ImageFiles(tmp_path), names, (16, 16), 3)
+    dataset = FileDataset(ImageFiles(tmp_path), names, (16, 16), 3, BadFiles(len(names)))
     wrong = []
     for i, name in enumerate(names):
         try:
@@ -716,7 +715,9 @@ def test_damaged_exif_does_not_lose_the_picture():
 
 def test_an_index_past_the_end_is_no_bad_file(tmp_path):
     """Else a plain `for item in dataset` would never end."""
-    dataset = FileDataset(ImageFiles(write_images(tmp_path, 2)), ["00.png", "01.png"], (8, 8), 3)
+    dataset = FileDataset(
+        ImageFiles(write_images(tmp_path, 2)), ["00.png", "01.png"], (8, 8), 3, None
+    )
     with pytest.raises(IndexError):
         dataset[2]
 
@@ -727,9 +728,11 @@ def test_stops_when_none_is_left(tmp_path):
         open_images(str(tmp_path), None, (16, 16))
     bad_files(tmp_path)
     tmp_path.joinpath("a.jpg").unlink()
-    dataset = FileDataset(ImageFiles(tmp_path), ["short.png", "short.jpg"], (16, 16), 3)
+    dataset = FileDataset(
+        ImageFiles(tmp_path), ["short.png", "short.jpg"], (16, 16), 3, BadFiles(2)
+    )
     with pytest.raises(ValueError, match="2 of 2 images cannot be read"):
-        list(load_batches(dataset, [[0], [1]], 0, BadFiles(2)))
+        list(load_batches(dataset, [[0], [1]], 0))
 
 
 @pytest.mark.parametrize("total, allowed", [(12, 10), (30, 10), (1000, 10), (1099, 10), (2000, 20)])
@@ -775,9 +778,8 @@ def test_workers_read_a_zip_that_the_parent_has_open(tmp_path):
     batches = [order[i : i + 3] for i in range(0, len(order), 3)]
     results = []
     for workers in (0, 2):
-        tally = BadFiles(len(dataset))
-        results.append(list(load_batches(dataset, batches, workers, tally)))
-        assert not tally.names
+        results.append(list(load_batches(dataset, batches, workers)))
+        assert not dataset.tally.names
     for wanted, (x, i), (y, j) in zip(batches, *results, strict=True):
         assert i == j == wanted and torch.equal(x, y) and x.dtype == torch.uint8
 
@@ -810,7 +812,7 @@ def test_loading_takes_no_random_number_of_the_run(tmp_path):
     for workers in (0, 1):
         torch.manual_seed(0)
         before = torch.get_rng_state()
-        list(load_batches(dataset, [[0, 1], [2]], workers, BadFiles(len(dataset))))
+        list(load_batches(dataset, [[0, 1], [2]], workers))
         assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d
 
 from data import latents
 from data.files import write_atomic
-from data.images import open_images, to_pixels
+from data.images import BadFiles, open_images, to_pixels
 from data.latents import LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
 from data.order import ShuffledOrder
 
@@ -27,6 +27,7 @@ class Pictures:
 
     def __init__(self, n, seed, bad=()):
         generator = torch.Generator().manual_seed(seed)
+        self.tally = BadFiles(n)
         self.names, self.bad, self.seed = [f"{seed}/{i}.png" for i in range(n)], bad, seed
         blobs = torch.rand(n, 3, 4, 5, generator=generator)
         self.images = (255 * blobs).to(torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)

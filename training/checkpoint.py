@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from data.files import write_atomic
+from data.files import first_line, write_atomic
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.unet import UNet, UNetConfig
@@ -48,8 +48,8 @@ def load_model(path, kind):
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         model = cls(config_cls(**config))
         model.load_state_dict(tensors)
-    except (TypeError, RuntimeError) as error:
-        problem = str(error).splitlines()[0]
+    except (TypeError, ValueError, RuntimeError) as error:
+        problem = first_line(error)
         raise ValueError(f"{path} does not fit this version of the code: {problem}") from None
     return model.eval(), facts
 
@@ -141,7 +141,8 @@ def _read(path, what):
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # Copied: a map of the file would keep it from being replaced on Windows.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file ({error})") from None
     if not {"version", "config", "facts"} <= set(metadata):

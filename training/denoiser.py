@@ -1,12 +1,16 @@
 """The one denoiser loop: MNIST's pixels and CelebA's latents are both x0 of shape (B, c, h, w)."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
 from data.order import ShuffledOrder
 from models.diffusion import denoising_loss, picture_noise, sample
+from models.scheduler import DDPMScheduler, SchedulerConfig
+from models.unet import UNet, UNetConfig
 from training import figures
 from training.checkpoint import save_model
 from training.ema import EMA
@@ -34,6 +38,13 @@ class DenoiserData:
     decode: Callable
 
 
+def network_and_schedule(args, channels, clip_x0):
+    """An untrained UNet of three levels, by --channels, --blocks, --dropout, and its schedule."""
+    c = args.channels
+    config = UNetConfig(channels, (c, 2 * c, 2 * c), args.blocks, c // 8, args.dropout)
+    return UNet(config), DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0))
+
+
 def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
     """Train model on data, from the start or from a resumed run's state.
 
@@ -45,7 +56,7 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
     ema = EMA(model, args.ema)
     optimizer = Optimizer(model, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
     parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
-    run.restore(parts)
+    run.restore(parts, runtime.device)
     runtime.decide_compile(args.compile, run.steps - run.start)
     run.announce(
         runtime,
@@ -54,7 +65,7 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
     )
 
     forward = runtime.compiled(model)
-    with run.progress(parts) as progress:
+    with run.progress() as progress:
         for step in range(run.start, run.steps):
             x0 = data.draw(run.order.indices(step))
             with runtime.autocast():
@@ -82,6 +93,16 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
             run.keep_state(parts, done)
 
 
+@contextmanager
+def evaluating(model):
+    """The model in eval mode, without gradients; afterwards in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(was_training)
+
+
 def band_sums(losses, t, num_steps):
     """Sum and number of the losses (B,) per band of t (B,): two vectors of NUM_BANDS."""
     band = t * NUM_BANDS // num_steps
@@ -97,14 +118,11 @@ def validate(model, scheduler, data, runtime):
     x0 = data.valid
     t = torch.linspace(0, scheduler.num_steps - 1, len(x0)).round().long().to(x0.device)
     eps = picture_noise(range(len(x0)), x0.shape[1:], x0.device)()
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), runtime.autocast():
+    with evaluating(model), runtime.autocast():
         losses = [
             denoising_loss(model, scheduler, *part)[0]
             for part in zip(x0.split(64), t.split(64), eps.split(64), strict=True)
         ]
-    model.train(was_training)
     return torch.cat(losses).mean().item()
 
 
@@ -119,15 +137,14 @@ def draw_figures(run, scheduler, data, runtime, model, ema_model):
     )  # fmt: skip
     figures.bands(run.fig / "bands.png", records, scheduler.num_steps)
     predictions(run.fig / "predictions.png", scheduler, data, runtime, ema_model)
-    grids = {}
-    for name, network in (("raw weights", model), ("averaged weights (EMA)", ema_model)):
-        was_training = network.training
-        network.eval()
-        draw = picture_noise(range(NUM_PREVIEWS), data.valid.shape[1:], runtime.device)
-        with runtime.autocast():
-            x0 = sample(network, scheduler, draw, min(PREVIEW_STEPS, scheduler.num_steps))
-            grids[name] = in_slices(data.decode, x0)
-        network.train(was_training)
+    grids, networks = {}, {"raw weights": model, "averaged weights (EMA)": ema_model}
+    total = len(networks) * PREVIEW_STEPS
+    with tqdm(total=total, desc="preview", unit="step", delay=1, leave=False) as bar:
+        for name, network in networks.items():
+            draw = picture_noise(range(NUM_PREVIEWS), data.valid.shape[1:], runtime.device)
+            with evaluating(network), runtime.autocast():
+                x0 = sample(network, scheduler, draw, PREVIEW_STEPS, on_step=bar.update)
+                grids[name] = in_slices(data.decode, x0)
     title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
     figures.side_by_side(run.fig / "samples.png", grids, title)
 

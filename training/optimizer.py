@@ -50,4 +50,5 @@ class Optimizer:
         for parameter, moments in self.adamw.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
                 moments[name] = torch.empty_like(parameter).copy_(moments[name])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and self.scaler.is_enabled():  # a resumed run may change its precision
+            self.scaler.load_state_dict(state["scaler"])

@@ -16,8 +16,10 @@ ENCODER = {"epochs": 10, "batch": 16, "lr": 1e-3, "channels": 32, "blocks": 1}
 LATENT = {"epochs": 10, "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 2, "num_images": 15}
 CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W)
 
-# What belongs to the machine rather than to the run: a resumed run may change it.
-MACHINE = {"device", "precision", "compile", "workers", "data_root", "encoder"}
+# What belongs to the machine is not kept in a run's state; what is movable may be typed anew when
+# the run is resumed.
+MACHINE = {"device", "compile", "workers"}
+MOVABLE = MACHINE | {"precision", "data_root", "encoder", "epochs", "steps", "resume", "train"}
 ONLY_TRAIN = {
     "data", "size", "epochs", "steps", "lr", "channels", "blocks", "dropout", "ema", "name",
     "resume", "mirror", "data_root", "compile", "workers",
@@ -170,7 +172,7 @@ def _training(parser, default):
     _flag(group, "--name", text, run_name, "NAME")
     text = (
         "go on with the newest run, or with that of this .state file, with its settings; a larger "
-        "--epochs or --steps prolongs it"
+        "--epochs or --steps prolongs it and stretches its schedules"
     )
     _flag(group, "--resume", text, metavar="FILE", nargs="?", const="newest")
 
@@ -289,14 +291,13 @@ def _finish(parser, argv):
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     args.given = set(vars(parser.parse_args(argv)))
-    showing, training = getattr(args, "show", None), getattr(args, "train", True)
+    training = getattr(args, "train", True)
+    showing = not training
     unused = args.given & (ONLY_TRAIN if showing else ONLY_SHOW if training else set())
     if unused:
         flag = "--" + sorted(unused)[0].replace("_", "-")
         parser.error(f"{flag} does not go with {'--show' if showing else '--train'}")
-    if "epochs" in args.given:
-        args.steps = None
-    if training and not args.resume:
+    if training and args.resume is None:
         args.name = args.name or time.strftime("%Y%m%d-%H%M%S")
         if getattr(args, "encoder", "") is None:
             parser.error("--train needs --encoder checkpoints/autoencoder/AAA.safetensors")
@@ -306,8 +307,7 @@ def _finish(parser, argv):
 def settings(args):
     """What of args makes the run what it is, to be kept in its state."""
     left_out = MACHINE | {"given", "resume", "train", "show"} | ONLY_SHOW
-    kept = {k: v for k, v in vars(args).items() if k not in left_out}
-    return {**kept, "data_root": args.data_root, "encoder": getattr(args, "encoder", None)}
+    return {k: v for k, v in vars(args).items() if k not in left_out}
 
 
 def resumed(args, saved):
@@ -319,7 +319,7 @@ def resumed(args, saved):
     for name in args.given:
         value = getattr(args, name)
         value_then = list(value) if isinstance(value, tuple) else value
-        if name in MACHINE | {"epochs", "steps", "resume", "train"}:
+        if name in MOVABLE:
             setattr(merged, name, value)
         elif value_then != saved.get(name):
             flag = "--" + name.replace("_", "-")
@@ -338,11 +338,19 @@ def run(main, args):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        ours = Path(__file__).resolve().parent.parent in raised_in.parents
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        root = Path(__file__).resolve().parent.parent
+        ours = raised_in.resolve().parent in (
+            root,
+            *(root / p for p in ("models", "data", "training")),
+        )
         if type(error).__name__ == "OutOfMemoryError":
             error = "out of memory; a smaller --batch, --size or --channels needs less"
-        elif not (isinstance(error, OSError) or (isinstance(error, ValueError) and ours)):
+        elif not (
+            isinstance(error, OSError)
+            or (isinstance(error, ValueError) and ours)
+            or type(error).__name__ == "SafetensorError"  # a full disk, for example
+        ):
             raise  # a fault of the program: whoever reports it needs the traceback
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,7 @@
 """The progress bar, the metrics of a run, and the time that it will take."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from tqdm import tqdm
 
 from data.files import write_atomic
 
-ESTIMATE_AFTER = 20  # steps after which the run says how long it will take
+WARM_UP, ESTIMATE_AFTER = 5, 20  # steps after which the run is timed, and says how long it takes
 
 
 class Progress:
@@ -20,7 +21,7 @@ class Progress:
     def __init__(self, path, name, start, steps, batch):
         self.path, self.name, self.batch = Path(path), name, batch
         self.done, self._start, self._steps = start, start, steps
-        self._totals, self._count = {}, 0
+        self._totals, self._counts, self._count = {}, {}, 0
         self._began = self._last = time.monotonic()
         keep_until(self.path, name, start)
         self._bar = tqdm(total=steps, initial=start, unit="step", smoothing=0.05, mininterval=1)
@@ -36,22 +37,34 @@ class Progress:
         for key, value in values.items():
             value = value.detach()
             self._totals[key] = self._totals[key] + value if key in self._totals else value
+            self._counts[key] = self._counts.get(key, 0) + 1
         self._count += 1
         self.done += 1
         self._bar.update(1)
+        if self.done == self._start + WARM_UP:
+            self._began = time.monotonic()  # the first steps are slower
         if self.done == self._start + ESTIMATE_AFTER < self._steps:
-            seconds = (time.monotonic() - self._began) / ESTIMATE_AFTER
+            seconds = (time.monotonic() - self._began) / (ESTIMATE_AFTER - WARM_UP)
             left = duration((self._steps - self.done) * seconds)
             tqdm.write(f"{'time:':<12}{left} to go, at {self.batch / seconds:.0f} images/s")
 
     def means(self):
         """{name: mean of what was added since the last call}; a list for a vector."""
-        means = {k: (v.float() / self._count).tolist() for k, v in self._totals.items()}
-        self._totals = {}
+        means = {k: (v.float() / self._counts[k]).tolist() for k, v in self._totals.items()}
+        self._totals, self._counts = {}, {}
         return means
 
     def report(self, means, **more):
-        """Write a record of means and more, and show the losses beside the bar."""
+        """Write a record of means and more, and show the losses beside the bar.
+
+        Raises ValueError when a loss is no longer finite, before a state is saved.
+        """
+        lost = [k for k, v in means.items() if k.startswith("loss") and not math.isfinite(v)]
+        if lost:
+            raise ValueError(
+                f"{lost[0]} is not finite at step {self.done}: a smaller --lr or --precision fp32 "
+                "may help; --resume goes back to the last saved state"
+            )
         now = time.monotonic()
         speed, self._count, self._last = self._count * self.batch / (now - self._last), 0, now
         record = {"run": self.name, "step": self.done, **means, **more, "images_per_second": speed}

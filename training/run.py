@@ -1,6 +1,7 @@
 """One training run: its name, its length, when it reports and saves, and how it is resumed."""
 
 import math
+import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ def resume(args, folder):
 
     Raises ValueError when there is none, or when a new run would overwrite an old one's files.
     """
-    if not args.resume:
+    if args.resume is None:
         taken = [
             *Path(folder).glob(f"{args.name}_epoch*"),
             *Path(folder).glob(f"{args.name}.state"),
@@ -37,6 +38,16 @@ def resume(args, folder):
     if state["folder"] != str(folder):
         raise ValueError(f"{args.resume} belongs to {state['folder']}/, not to {folder}/")
     return options.resumed(args, state["settings"]), state
+
+
+def same_data(args, state, data_id):
+    """Note data_id in args; raises ValueError when a resumed run was begun on other data."""
+    args.data_id = data_id
+    if state and state["settings"]["data_id"] != data_id:
+        raise ValueError(
+            f"--resume: the images are not those that the run {args.name} was begun with; "
+            "start a new run"
+        )
 
 
 class Run:
@@ -57,7 +68,8 @@ class Run:
                 "to go on, pass a larger --epochs or --steps"
             )
         self.every = max(1, min(100, self.steps // 200))
-        self.settings, self._state, self._saved_at = options.settings(args), state, time.monotonic()
+        self.settings, self._state = options.settings(args), state
+        self._saved_at, self._stop = time.monotonic(), False
 
     def announce(self, runtime, **facts):
         """Say what is going to happen, a line per fact."""
@@ -71,32 +83,41 @@ class Run:
         }
         print("\n".join(f"{key + ':':<12}{value}" for key, value in facts.items()), flush=True)
 
-    def restore(self, parts):
+    def restore(self, parts, device):
         """Bring parts and random numbers to where the run was; nothing for a new run."""
+        self._device = device
         if self._state:
             for name, part in parts.items():
                 part.load_state_dict(self._state[name])
-            set_random_state(self._state["random"])
+            set_random_state(self._state["random"], self._device)
             self._state = None  # its tensors are no longer needed
 
     @contextmanager
-    def progress(self, parts):
-        """The Progress of the run; when it is interrupted, its state is saved first."""
-        with Progress(self.metrics, self.name, self.start, self.steps, self.order.batch) as bar:
-            try:
+    def progress(self):
+        """The Progress of the run. Ctrl-C only asks for a stop, which keep_state makes."""
+        handlers = {}
+        for name in ("SIGINT", "SIGTERM"):
+            number = getattr(signal, name)
+            handlers[number] = signal.signal(number, self._ask_to_stop)
+        try:
+            with Progress(self.metrics, self.name, self.start, self.steps, self.order.batch) as bar:
                 yield bar
-            except KeyboardInterrupt:
-                # bar.done is the last whole step: add() counts a step after its updates.
-                self.save_state(parts, bar.done)
-                tqdm.write(f"interrupted after step {bar.done}; --resume goes on from there")
-                raise
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _ask_to_stop(self, number, frame):
+        if self._stop:  # asked twice: at once, without saving
+            raise KeyboardInterrupt
+        self._stop = True
+        tqdm.write("stopping after this step; once more to stop at once, without saving")
 
     def epoch(self, done):
         """Epochs begun after this many steps."""
         return math.ceil(done / self.order.steps_per_epoch)
 
     def report_due(self, done):
-        """About 200 times in a run, and at its end."""
+        """About 200 times in a run, more often in a very long one, and at its end."""
         return done % self.every == 0 or done == self.steps
 
     def validate_due(self, done):
@@ -114,12 +135,20 @@ class Run:
 
     def path(self, done, folder=None):
         """Where the checkpoint after this many steps goes."""
-        return Path(folder or self.folder) / f"{self.name}_epoch{self.epoch(done):04d}.safetensors"
+        name = f"{self.name}_epoch{self.epoch(done):04d}"
+        path = Path(folder or self.folder) / f"{name}.safetensors"
+        # A prolonged run may have ended within this epoch before: a denoiser may depend on that.
+        return path.with_name(f"{name}_step{done}.safetensors") if path.exists() else path
 
     def keep_state(self, parts, done):
-        """Save the state when a checkpoint is due, and every STATE_EVERY seconds."""
-        if self.save_due(done) or time.monotonic() - self._saved_at > STATE_EVERY:
+        """The end of a step: save the state with each checkpoint, every STATE_EVERY seconds, and
+        when the run was asked to stop; then raise KeyboardInterrupt."""
+        late = time.monotonic() - self._saved_at > STATE_EVERY
+        if self.save_due(done) or late or self._stop:
             self.save_state(parts, done)
+        if self._stop and done < self.steps:
+            tqdm.write(f"interrupted after step {done}; --resume goes on from there")
+            raise KeyboardInterrupt
 
     def save_state(self, parts, done):
         """NAME.state: all that a resumed run needs to give the same numbers."""
@@ -128,7 +157,7 @@ class Run:
             "folder": self.folder.as_posix(),
             "step": done,
             "settings": self.settings,
-            "random": random_state(),
+            "random": random_state(self._device),
         }
         checkpoint.save_state(self.folder / f"{self.name}.state", tree)
         self._saved_at = time.monotonic()

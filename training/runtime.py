@@ -3,9 +3,12 @@
 import os
 import platform
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+
+from data.files import first_line
 
 COMPILE_FROM = 10_000  # steps from which a minute of compiling is earned back
 
@@ -26,7 +29,7 @@ class Runtime:
         self.memory_format = (
             torch.contiguous_format if self.device.type == "mps" else torch.channels_last
         )
-        self.fused = self.device.type in ("cpu", "cuda")
+        self.fused = True if self.device.type in ("cpu", "cuda") else None
         workers = getattr(args, "workers", None)
         if workers is None:
             # A CPU that trains has no core to spare; a GPU wants its images decoded beside it.
@@ -43,10 +46,10 @@ class Runtime:
 
     def autocast(self):
         """Around forward passes; weights, gradients and losses stay fp32."""
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        return torch.autocast(
-            self.device.type, dtype[self.precision], enabled=self.precision != "fp32"
-        )
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return torch.autocast(self.device.type, dtype)
 
     def place(self, model):
         """The model on the device, its weights in the device's favourite order."""
@@ -57,8 +60,8 @@ class Runtime:
         return torch.compile(model) if self.compile else model
 
     def send(self, x):
-        """x: (B, C, H, W) on the device, without waiting for it, in the favourite order."""
-        x = x.to(self.device, non_blocking=True)
+        """x: (B, C, H, W) on the device, in its favourite order; a GPU is not waited for."""
+        x = x.to(self.device, non_blocking=self.device.type == "cuda")
         return x.contiguous(memory_format=self.memory_format)
 
     def __str__(self):
@@ -71,19 +74,23 @@ class Runtime:
         return f"{self.device.type} ({name}), {self.precision}, {compiled}"
 
 
-def random_state():
-    """The states of the random number generators, for a training state."""
+def random_state(device):
+    """The states of the random number generators of the CPU and of the device."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
-def set_random_state(state):
-    """The inverse of random_state; a machine without CUDA leaves CUDA's part alone."""
+def set_random_state(state, device):
+    """The inverse of random_state; a run that moved to another device goes on with its seed's."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def _device(wish):
@@ -95,8 +102,7 @@ def _device(wish):
         device = torch.device(wish)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        problem = str(error).splitlines()[0]
-        raise ValueError(f"--device {wish} cannot be used here: {problem}") from None
+        raise ValueError(f"--device {wish} cannot be used here: {first_line(error)}") from None
     return device
 
 
@@ -122,6 +128,6 @@ def _can_compile(device):
     try:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever is missing, training goes on without it
-        print(f"not compiling: {str(error).splitlines()[0]}")
+        print(f"not compiling: {first_line(error)}")
         return False
     return True

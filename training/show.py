@@ -42,6 +42,7 @@ def make_pictures(args, runtime, model, scheduler, shape, decode):
         raise ValueError(f"--out {out} is a folder; for single pictures name it without an ending")
     steps = args.sampling_steps or scheduler.num_steps
     scheduler.timesteps(steps)  # refuses what cannot be before anything is made
+    (out.parent if as_grid else out).mkdir(parents=True, exist_ok=True)
     seeds = range(args.seed, args.seed + args.num_images)
     batches = [seeds[i : i + args.batch] for i in range(0, len(seeds), args.batch)]
     print(f"{len(seeds)} pictures, {steps} steps each, on {runtime}", flush=True)
