@@ -153,6 +153,7 @@ ENCODER = ("--encoder", "checkpoints/autoencoder/1.safetensors")
         ("mnist_diffusion.py", ("--train", "--resume", "no.state"), "no training state no.state"),
         ("mnist_diffusion.py", ("--train", "--channels", 12), "12 is no multiple of 8"),
         ("mnist_diffusion.py", ("--train", "--device", "nonsense"), "--device nonsense cannot"),
+        ("mnist_diffusion.py", ("--show", ""), "no checkpoint"),
         ("mnist_diffusion.py", ("--show", "no.safetensors"), "no checkpoint no.safetensors"),
         ("mnist_diffusion.py", ("--show", "faces.safetensors"), "show it with latent_diffusion.py"),
         ("mnist_diffusion.py", (*SHOW, "--sampling-steps", 1001), "must be 1 to 1000"),

@@ -313,6 +313,54 @@ def test_same_seed_same_losses_other_seed_others(tmp_path, monkeypatch):
     assert a == b and a != c
 
 
+def test_prolonged_run_never_overwrites_a_checkpoint(tmp_path, monkeypatch):
+    """A run that ended within an epoch and goes on keeps the checkpoint of its first end."""
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data", train=40)
+    common = ["--train", "--batch", "8", "--channels", "8", *CPU]
+    mnist_diffusion.main(options.parse_mnist([*common, "--steps", "3", "--name", "a"]))
+    first = tmp_path / "checkpoints/mnist/a_epoch0001.safetensors"
+    before = first.read_bytes()
+    mnist_diffusion.main(options.parse_mnist(["--train", "--resume", "--steps", "5", *CPU]))
+    assert first.read_bytes() == before
+    _, facts = load_model(first.with_name("a_epoch0001_step5.safetensors"), "UNet")
+    assert facts["step"] == 5 and facts["epoch"] == 1
+
+
+def test_changed_data_are_noticed_on_resume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "pictures", 6, (16, 16))
+    arguments = ["--data", "pictures", "--size", "16x16", "--gan-weight", "0", "--batch", "2"]
+    arguments += ["--channels", "8", "--steps", "2", "--name", "a", *CPU]
+    train_encoder.main(options.parse_encoder(arguments))
+    write_images(tmp_path / "pictures", 7, (16, 16), seed=1)
+    with pytest.raises(ValueError, match="the images are not those that the run a was begun with"):
+        train_encoder.main(options.parse_encoder(["--resume", "--steps", "4", *CPU]))
+
+
+def test_states_of_other_scripts_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data", train=16)
+    arguments = ["--train", "--steps", "1", "--batch", "8", "--channels", "8", "--name", "a", *CPU]
+    mnist_diffusion.main(options.parse_mnist(arguments))
+    resume = options.parse_encoder(["--resume", "checkpoints/mnist/a.state"])
+    with pytest.raises(ValueError, match="belongs to checkpoints/mnist/, not to checkpoints/auto"):
+        train_encoder.main(resume)
+
+
+def test_infinite_loss_stops_the_run_before_its_state(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data", train=16)
+    add = Progress.add
+    bad = torch.tensor(math.nan)
+    patched = lambda self, **values: add(self, **{**values, "loss": bad})  # noqa: E731
+    monkeypatch.setattr(Progress, "add", patched)
+    arguments = ["--train", "--steps", "1", "--batch", "8", "--channels", "8", "--name", "a", *CPU]
+    with pytest.raises(ValueError, match="loss is not finite at step 1: a smaller --lr"):
+        mnist_diffusion.main(options.parse_mnist(arguments))
+    assert not list((tmp_path / "checkpoints").rglob("*.s*"))
+
+
 @pytest.mark.skipif(not REAL_DATA, reason="TEST_DATA_ROOT names no real data")
 def test_real_digits_are_learnt(tmp_path, monkeypatch):
     """60 steps on MNIST bring the validation loss from 1 to below 0.12."""
