@@ -39,7 +39,6 @@ NUM_VALID = 256  # validation images behind the validation figures
 
 def main(args):
     """Train an autoencoder and its discriminator, as the arguments say."""
-
     args, state = resume(args, "checkpoints/autoencoder")
     torch.manual_seed(args.seed)
     runtime = Runtime(args)
@@ -125,9 +124,9 @@ def main(args):
                 save_model(run.path(done), ema.model, facts_now)
                 if args.gan_weight:
                     save_model(run.path(done, "checkpoints/discriminator"), disc, facts_now)
+            run.keep_state(parts, done)
             if run.figures_due(done):
                 draw_figures(run, runtime, valid, ema.model, disc if args.gan_weight else None)
-            run.keep_state(parts, done)
 
 
 def gan_phase(step, steps):

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import os
+import signal
 import struct
 import zipfile
 import zlib
@@ -364,6 +365,7 @@ def load_batches(dataset, batches, workers):
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_parent,
         generator=torch.Generator(),  # else it would take a number from the run's own
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
@@ -373,6 +375,12 @@ def load_batches(dataset, batches, workers):
             dataset.tally.add([dataset.names[i] for i in bad])
         if good:
             yield images, good
+
+
+def _leave_signals_to_parent(worker):
+    """Ctrl-C reaches all processes: the one that trains decides what to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _collate(items):

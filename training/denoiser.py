@@ -88,9 +88,9 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
             if run.save_due(done):
                 facts_now = {**facts, "run": args.name, "step": done, "epoch": run.epoch(done)}
                 save_model(run.path(done), ema.model, facts_now)
+            run.keep_state(parts, done)
             if run.figures_due(done):
                 draw_figures(run, scheduler, data, runtime, model, ema.model)
-            run.keep_state(parts, done)
 
 
 @contextmanager
