@@ -221,7 +221,8 @@ def draw_figures(run, runtime, valid, model, disc):
     }
     if disc is not None:
         panels["discriminator's logits"] = ["logit_real", "logit_fake"]
-        panels["GAN"] = ["adaptive_weight", "gan_weight", "loss_disc"]
+        panels["discriminator's loss, GAN weight"] = ["loss_disc", "gan_weight"]
+        panels["adaptive weight of the GAN term"] = ["adaptive_weight"]
         with torch.no_grad(), runtime.autocast():
             real, fake = disc(runtime.send(torch.cat([x, x_hat]))).chunk(2)
         figures.confidences(run.fig / "confidences.png", x, x_hat, real, fake)

@@ -62,7 +62,7 @@ def write_images(folder, n, size=(40, 48), mode="RGB", seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for i in range(n):
-        image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
+        image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         image.resize(size, Image.Resampling.BICUBIC).convert(mode).save(folder / f"{i:02d}.png")
     return folder
 

@@ -111,9 +111,10 @@ def confidences(path, x, x_hat, real, fake):
 
 def curves(path, records, panels):
     """A panel per {"title": [keys]} over steps; a key that is missing from a record is skipped."""
-    fig = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
-    axes = fig.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (title, keys) in zip(axes, panels.items(), strict=True):
+    rows, columns = math.ceil(len(panels) / 3), min(3, len(panels))
+    fig = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False).flatten()
+    for ax, (title, keys) in zip(axes, panels.items(), strict=False):
         values = []
         for key in keys:
             points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
@@ -126,6 +127,8 @@ def curves(path, records, panels):
         ax.grid(alpha=0.3)
         if values:
             ax.legend(fontsize=8)
+    for ax in axes[len(panels) :]:
+        ax.axis("off")
     _save(fig, path)
 
 
