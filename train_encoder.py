@@ -8,6 +8,8 @@ from training import options
 if __name__ == "__main__":
     ARGS = options.parse_encoder()  # before torch is imported: --help answers at once
 
+from contextlib import closing
+
 import torch
 
 from data.images import load_batches, open_images, to_pixels
@@ -81,7 +83,7 @@ def main(args):
 
     forward, judge = runtime.compiled(model), runtime.compiled(disc)
     batches = load_batches(images["train"], order.since(run.start), runtime.workers)
-    with run.progress() as progress:
+    with run.progress() as progress, closing(batches):
         for step, (pixels, _) in zip(range(run.start, run.steps), batches, strict=False):
             pixels = runtime.send(pixels)
             x = to_pixels(pixels if args.no_flip else random_flip(pixels))

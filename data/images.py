@@ -359,6 +359,7 @@ def load_batches(dataset, batches, workers):
     """For each list of indices in `batches`: (images (B, C, H, W) uint8, their indices, a list).
 
     Unreadable images are left out and reported to dataset.tally; B can be smaller, never 0.
+    Close it (contextlib.closing) when it is not read to its end: that ends the workers in order.
     """
     loader = DataLoader(
         dataset,

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers):
                 name = f"{split}{'-mirror' * flip}-{start // SHARD:05d}.safetensors"
                 if not (folder / name).is_file():
                     batches = [list(indices[i : i + BATCH]) for i in range(0, len(indices), BATCH)]
-                    images = load_batches(dataset, batches, workers)
-                    parts = _encode(encode, images, flip, latent_shape, bar)
+                    with closing(load_batches(dataset, batches, workers)) as images:
+                        parts = _encode(encode, images, flip, latent_shape, bar)
                     _write_shard(torch.cat(parts), folder / name)
                 else:
                     bar.update(len(indices))

@@ -1,10 +1,15 @@
 """The three commands as a user runs them: what they leave, and what bad input gets."""
 
+import signal
 import struct
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from helpers import (
+    ROOT,
     randomize,
     run_python,
     run_script,
@@ -124,6 +129,23 @@ def test_training_on_synthetic_faces_end_to_end(tmp_path):
     assert len([name for name in left if name.endswith("manifest.json")]) == 1
     message = refused("train_encoder.py", *size, *tiny, cwd=tmp_path)
     assert "--name t is taken" in message
+
+
+def test_ctrl_c_ends_the_workers_and_saves_the_state(tmp_path):
+    """A real SIGINT, with processes that decode: status 130, no traceback, a state to resume."""
+    write_images(tmp_path / "pictures", 12, (16, 16))
+    arguments = ["--data", "pictures", "--size", "16x16", "--channels", "8", "--batch", "2"]
+    arguments += ["--steps", "100000", "--workers", "2", "--device", "cpu", "--compile", "off"]
+    command = [sys.executable, str(ROOT / "train_encoder.py"), *arguments, "--name", "a"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "fig/autoencoder/metrics.jsonl").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in stderr, stderr
+    assert (tmp_path / "checkpoints/autoencoder/a.state").exists()
 
 
 # ---- What bad input gets ------------------------------------------------------------------------
