@@ -15,7 +15,7 @@ import torch
 from data.images import load_batches, open_images, to_pixels
 from data.order import ShuffledOrder
 from models.autoencoder import AutoencoderConfig, AutoencoderKL, DiagonalGaussian
-from models.blocks import check_divides
+from models.blocks import check_divides, norm_groups
 from models.discriminator import (
     DiscriminatorConfig,
     PatchDiscriminator,
@@ -56,9 +56,8 @@ def main(args):
 
     # Networks: latents at a quarter of the size.
     c = args.channels
-    config = AutoencoderConfig(
-        channels, args.latent_channels, (c, 2 * c, 4 * c), args.blocks, c // 8
-    )
+    widths = c, 2 * c, 4 * c
+    config = AutoencoderConfig(channels, args.latent_channels, widths, args.blocks, norm_groups(c))
     model = runtime.place(AutoencoderKL(config)).train()
     layers = 3 if min(args.size) >= 32 else 2  # a patch must fit into the image
     disc = runtime.place(PatchDiscriminator(DiscriminatorConfig(channels, 2 * c, layers))).train()

@@ -92,6 +92,15 @@ class Stage(nn.Module):
         return h
 
 
+def norm_groups(width):
+    """Groups of a norm for networks whose widths are multiples of `width`: 16 channels in each.
+
+    8 where 16 does not divide the width. On a CPU, bf16 norms of narrower groups than 16 leave
+    the vectorised kernels and take about seven times as long.
+    """
+    return width // (8 if width % 16 else 16)
+
+
 def check_widths(channels, groups, blocks):
     """Raise ValueError unless there is a level, a block, and groups divides every width."""
     if not channels or min(channels) < 1 or blocks < 1 or groups < 1:

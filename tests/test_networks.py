@@ -5,7 +5,7 @@ import torch
 from helpers import randomize, small_autoencoder, small_unet
 
 from models.autoencoder import AutoencoderConfig, AutoencoderKL, DiagonalGaussian
-from models.blocks import timestep_embedding
+from models.blocks import norm_groups, timestep_embedding
 from models.discriminator import (
     DiscriminatorConfig,
     PatchDiscriminator,
@@ -105,3 +105,9 @@ def test_hinge_losses():
     assert discriminator_loss(real, fake).item() == pytest.approx(0.5 * (0.25 + 0.5))
     assert generator_loss(fake).item() == pytest.approx(1.5)
     assert discriminator_loss(torch.tensor([5.0]), torch.tensor([-5.0])) == 0
+
+
+@pytest.mark.parametrize(("width", "groups"), [(8, 1), (16, 1), (24, 3), (32, 2), (40, 5), (64, 4)])
+def test_norm_groups_divide_every_width_and_are_wide_enough(width, groups):
+    assert norm_groups(width) == groups
+    assert width % groups == 0 and width // groups in (8, 16)

@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from data.order import ShuffledOrder
+from models.blocks import norm_groups
 from models.diffusion import denoising_loss, picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
@@ -41,7 +42,7 @@ class DenoiserData:
 def network_and_schedule(args, channels, clip_x0):
     """An untrained UNet of three levels, by --channels, --blocks, --dropout, and its schedule."""
     c = args.channels
-    config = UNetConfig(channels, (c, 2 * c, 2 * c), args.blocks, c // 8, args.dropout)
+    config = UNetConfig(channels, (c, 2 * c, 2 * c), args.blocks, norm_groups(c), args.dropout)
     return UNet(config), DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0))
 
 
