@@ -22,6 +22,7 @@ from training import denoiser
 from training.checkpoint import find_by_fingerprint, fingerprint, load_model
 from training.run import resume, same_data
 from training.runtime import Runtime
+from training.seeing import TrainingSet
 from training.show import load_denoiser, make_pictures
 
 
@@ -70,6 +71,7 @@ def train(args):
         "scheduler": asdict(scheduler.config),
         "latent_stats": asdict(stats),
         "autoencoder_id": args.autoencoder_id,
+        "cache": args.data_id,
     }
     folders = "checkpoints/denoiser", "fig/denoiser"
     denoiser.train(args, state, runtime, model, scheduler, data, facts, *folders)
@@ -125,10 +127,20 @@ def show(args):
     autoencoder = runtime.place(autoencoder)
     stats = LatentStats(**facts["latent_stats"])
 
-    def decode(z):
-        return autoencoder.decode(stats.unwhiten(z)).float()
+    def to_images(z):
+        return autoencoder.decode(stats.unwhiten(z))
 
-    make_pictures(args, runtime, model, scheduler, facts["shape"], decode)
+    def training_set():
+        folder = Path("encoded_img") / facts.get("cache", "unknown")
+        if not (folder / MANIFEST).is_file():
+            raise ValueError(
+                f"the latents that {args.show} was trained on are not in {folder}; --neighbours "
+                "needs them: latent_diffusion.py --train makes them"
+            )
+        latents = LatentDataset(folder, "train")
+        return TrainingSet(latents.means, len(latents))
+
+    make_pictures(args, runtime, model, scheduler, facts["shape"], to_images, training_set)
 
 
 def refusal(denoiser, wanted, encoder, got):

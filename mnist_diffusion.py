@@ -17,6 +17,7 @@ from data.images import mnist, to_pixels
 from training import denoiser
 from training.run import resume, same_data
 from training.runtime import Runtime
+from training.seeing import TrainingSet
 from training.show import load_denoiser, make_pictures
 
 
@@ -56,7 +57,13 @@ def train(args):
 def show(args):
     """Draw new digits with a trained denoiser."""
     model, scheduler, facts = load_denoiser(args.show, "pixels")
-    make_pictures(args, Runtime(args), model, scheduler, facts["shape"], decode=lambda x0: x0)
+
+    def training_set():
+        digits = mnist(args.data_root, "train")
+        return TrainingSet(lambda indices: to_pixels(digits[list(indices)]), len(digits))
+
+    shape, to_images = facts["shape"], lambda x0: x0
+    make_pictures(args, Runtime(args), model, scheduler, shape, to_images, training_set)
 
 
 if __name__ == "__main__":

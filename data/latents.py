@@ -183,6 +183,10 @@ class LatentDataset:
             out[rows] = self._shards[k][indices[rows] - self._starts[k]]
         return out
 
+    def means(self, indices):
+        """Whitened means of the posteriors of these images: (B, c, h, w) float32."""
+        return self.stats.whiten(self.moments(indices).float().chunk(2, dim=1)[0])
+
     def draw(self, indices, device="cpu", generator=None):
         """Whitened samples of the posteriors of these images: (B, c, h, w) float32 on device."""
         cuda = torch.device(device).type == "cuda"  # which need not be waited for

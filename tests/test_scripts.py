@@ -112,6 +112,7 @@ def test_training_on_synthetic_faces_end_to_end(tmp_path):
     assert "encoding 8 images of pictures" in stdout and "GB" in stdout
     show = ("--show", "checkpoints/denoiser/t_epoch0001.safetensors", *encoder, *FEW)
     run_script("latent_diffusion.py", *show, cwd=tmp_path)
+    run_script("latent_diffusion.py", *show, "--neighbours", "--sampler", "dpm++", cwd=tmp_path)
     left = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*") if p.is_file()}
     assert {
         "checkpoints/autoencoder/t_epoch0001.safetensors",
@@ -123,6 +124,7 @@ def test_training_on_synthetic_faces_end_to_end(tmp_path):
         "fig/denoiser/samples.png",
         "fig/denoiser/bands.png",
         "fig/denoiser/generated.png",
+        "fig/denoiser/neighbours.png",
         "fig/denoiser/metrics.jsonl",
     } <= left
     assert not [name for name in left if name.endswith(".tmp")]
@@ -180,6 +182,23 @@ ENCODER = ("--encoder", "checkpoints/autoencoder/1.safetensors")
         ("mnist_diffusion.py", ("--show", "faces.safetensors"), "show it with latent_diffusion.py"),
         ("mnist_diffusion.py", (*SHOW, "--sampling-steps", 1001), "must be 1 to 1000"),
         ("mnist_diffusion.py", (*SHOW, "--sampling-steps", 0), "0 is no whole number"),
+        ("mnist_diffusion.py", (*SHOW, "--sampler", "euler"), "invalid choice: 'euler'"),
+        ("mnist_diffusion.py", (*SHOW, "--eta", 0.5), "--eta is for --sampler ddim"),
+        ("mnist_diffusion.py", (*SHOW, "--sampler", "dpm++", "--eta", 1), "does nothing in dpm++"),
+        ("mnist_diffusion.py", (*SHOW, "--sampler", "ddim", "--eta", 2), "2 is no number from 0"),
+        ("mnist_diffusion.py", (*SHOW, "--sampler", "dpm++", "--sigma-scale", 0.9),
+         "scales the noise of each step, but dpm++ adds none"),
+        ("mnist_diffusion.py", (*SHOW, "--sampler", "ddim", "--sigma-scale", 0.9),
+         "but ddim with --eta 0 adds none"),
+        ("mnist_diffusion.py", (*SHOW, "--interpolate", 1, "b"), "b is no whole number"),
+        ("mnist_diffusion.py", (*SHOW, "--interpolate", 1), "expected 2 arguments"),
+        ("mnist_diffusion.py", (*SHOW, "--interpolate", 1, 2, "--num-images", 1), "2 or more"),
+        ("mnist_diffusion.py", (*SHOW, "--film", "--neighbours"), "not allowed with"),
+        ("mnist_diffusion.py", (*SHOW, "--film", "--out", "folder"), "--film makes a .png"),
+        ("mnist_diffusion.py", ("--train", "--film"), "--film does not go with --train"),
+        ("mnist_diffusion.py", (*SHOW, "--data-root", "data"), "--data-root does not go with"),
+        ("latent_diffusion.py", ("--show", "faces.safetensors", "--neighbours"),
+         "--neighbours needs them"),
         ("mnist_diffusion.py", (*SHOW, "--sigma-scale", -1), "-1 is no number from 0 to 10"),
         ("mnist_diffusion.py", (*SHOW, "--seed", "x"), "x is no whole number"),
         ("mnist_diffusion.py", (*SHOW, "--out", "digits.safetensors"), "is a file, not a folder"),

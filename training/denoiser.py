@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from data.order import ShuffledOrder
 from models.blocks import norm_groups
-from models.diffusion import denoising_loss, picture_noise, sample
+from models.diffusion import denoising_loss
+from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
 from training import figures
@@ -144,7 +145,9 @@ def draw_figures(run, scheduler, data, runtime, model, ema_model):
         for name, network in networks.items():
             draw = picture_noise(range(NUM_PREVIEWS), data.valid.shape[1:], runtime.device)
             with evaluating(network), runtime.autocast():
-                x0 = sample(network, scheduler, draw, PREVIEW_STEPS, on_step=bar.update)
+                x0 = sample(
+                    network, scheduler, draw, "ddpm", PREVIEW_STEPS, lambda *_: bar.update()
+                )
                 grids[name] = in_slices(data.decode, x0)
     title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
     figures.side_by_side(run.fig / "samples.png", grids, title)
@@ -164,5 +167,5 @@ def predictions(path, scheduler, data, runtime, model):
             "xt": in_slices(data.decode, xt),
             "x0_hat": in_slices(data.decode, x0_hat),
         }
-    columns = [f"t = {step}" for step in t.tolist()]
-    figures.image_rows(path, rows, "Predictions of x0 from xt (averaged weights)", columns)
+    captions = {"x0": [f"t = {step}" for step in t.tolist()]}
+    figures.image_rows(path, rows, "Predictions of x0 from xt (averaged weights)", captions)

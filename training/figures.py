@@ -11,28 +11,46 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torchvision.utils import make_grid
 
 from data.files import write_atomic
 from data.images import to_display, to_uint8
 
+PICTURES = (".png", ".jpg", ".jpeg")  # endings of single pictures and grids
 PIXELS = 1000  # least width of a grid: small pictures are enlarged for the eye
 
 
 def save_grid(path, x, columns=None):
     """A grid of pictures, enlarged smoothly by a whole number to about PIXELS: .png or .jpg."""
-    columns = columns or grid_columns(len(x))
+    save_image(path, _grid(x, columns or grid_columns(len(x)), PIXELS))
+
+
+def save_image(path, image, text=None):
+    """A PIL image to .png or .jpg, by the ending of path; text: {key: value}, kept in a PNG."""
+    if not str(path).lower().endswith(".png"):
+        write_atomic(path, lambda file: image.save(file, "JPEG", quality=92))
+        return
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    write_atomic(path, lambda file: image.save(file, "PNG", pnginfo=info))
+
+
+def save_animation(path, frames, columns):
+    """A GIF of grids: frames, a list of (B, C, H, W), 5 seconds long, the last shown for 2 more."""
+    images = [_grid(x, columns, PIXELS / 3) for x in frames]
+    durations = [round(5000 / len(images))] * (len(images) - 1) + [2000]  # milliseconds
+    more = {"append_images": images[1:], "duration": durations, "loop": 0, "save_all": True}
+    write_atomic(path, lambda file: images[0].save(file, "GIF", **more))
+
+
+def _grid(x, columns, width):
+    """A PIL image of pictures (B, C, H, W), enlarged by a whole number to about that width."""
     grid = make_grid(to_uint8(x).cpu(), columns, padding=2, pad_value=255)
     image = Image.fromarray(grid.permute(1, 2, 0).numpy())
-    factor = max(1, round(PIXELS / image.width))
-    image = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
-    save_image(path, image)
-
-
-def save_image(path, image):
-    """A PIL image to .png or .jpg, by the ending of path."""
-    form = "PNG" if str(path).lower().endswith(".png") else "JPEG"
-    write_atomic(path, lambda file: image.save(file, form, quality=92))
+    factor = max(1, round(width / image.width))
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
 
 
 def single_image(x):
@@ -68,20 +86,25 @@ def show_window(path):
         print(f"no window: {error}")
 
 
-def image_rows(path, rows, title, columns=()):
-    """Labelled rows of as many images each: {"label": (B, C, H, W)}; columns: labels above."""
+def image_rows(path, rows, title, captions=None):
+    """Labelled rows of as many images each: {"label": (B, C, H, W)}.
+
+    captions: {"label": [what stands above each image of that row]}, for any of the rows.
+    """
     first = next(iter(rows.values()))
     height, width = first.shape[2:]
     n = len(first)
-    fig = Figure(figsize=(1.3 * n + 1.3, 1.3 * height / width * len(rows) + 0.7))
+    captions = captions or {}
+    inches = 1.3 * height / width * len(rows) + 0.2 * len(captions) + 0.5
+    fig = Figure(figsize=(1.3 * n + 1.3, inches))
     axes = fig.subplots(len(rows), n, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for ax, x in zip(row, to_display(images).cpu(), strict=True):
             ax.imshow(x.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
+        for ax, caption in zip(row, captions.get(label, []), strict=False):
+            ax.set_title(caption, fontsize=9, pad=3)
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    for ax, label in zip(axes[0], columns, strict=False):
-        ax.set_title(label, fontsize=9)
     fig.suptitle(title)
     _save(fig, path)
 

@@ -24,7 +24,12 @@ ONLY_TRAIN = {
     "data", "size", "epochs", "steps", "lr", "channels", "blocks", "dropout", "ema", "name",
     "resume", "mirror", "data_root", "compile", "workers",
 }  # fmt: skip
-ONLY_SHOW = {"num_images", "sampling_steps", "sigma_scale", "out"}
+ONLY_SHOW = {
+    "num_images", "sampler", "sampling_steps", "eta", "sigma_scale", "out", "film", "interpolate",
+    "neighbours",
+}  # fmt: skip
+DEFAULT_STEPS = {"ddpm": None, "ddim": 50, "dpm++": 20}  # per picture; None: all T of the schedule
+SEEING = {"film": 1, "interpolate": 9, "neighbours": 8}  # pictures in each of these figures
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,9 +57,9 @@ def parse_mnist(argv=None):
     _data_root(parser.add_argument_group("data"), "MNIST/raw/*.gz is; downloaded there if missing")
     _training(parser, MNIST)
     _denoiser(parser, MNIST)
-    _showing(parser, MNIST, "fig/mnist/generated.png")
+    _showing(parser, MNIST, "fig/mnist")
     _machine(parser, workers=False)
-    return _finish(parser, argv)
+    return _finish(parser, argv, needed_to_show={"neighbours": "data_root"})
 
 
 def parse_encoder(argv=None):
@@ -108,7 +113,7 @@ def parse_latent(argv=None):
     _flag(_images(parser, of_encoder=True), "--mirror", text, action="store_true")
     _training(parser, LATENT)
     _denoiser(parser, LATENT)
-    _showing(parser, LATENT, "fig/denoiser/generated.png")
+    _showing(parser, LATENT, "fig/denoiser")
     _machine(parser)
     return _finish(parser, argv)
 
@@ -192,20 +197,43 @@ def _denoiser(parser, default):
     _flag(group, "--dropout", text, number(0, 1, open_high=True), "P", 0.0)
 
 
-def _showing(parser, default, out):
+def _showing(parser, default, folder):
     group = parser.add_argument_group("showing")
     text = "pictures to generate"
-    _flag(group, "--num-images", text, integer(1, 10**6), "N", default["num_images"])
-    text = "denoising steps, 1 to the schedule's T (default: T, which is 1000)"
+    more = ", ".join(f"{n} with --{name}" for name, n in SEEING.items())
+    text += f" (default {default['num_images']}; {more})"
+    _flag(group, "--num-images", text, integer(1, 10**6), "N")
+    text = (
+        "ddpm: ancestral, adds noise at each step; ddim: adds --eta of it; dpm++: of second order"
+    )
+    _choice(group, "--sampler", text, DEFAULT_STEPS, "ddpm")
+    text = (
+        "denoising steps, 1 to the schedule's T, which is 1000 "
+        "(default: T for ddpm, 50 for ddim, 20 for dpm++)"
+    )
     _flag(group, "--sampling-steps", text, integer(1, 10**6), "N")
+    text = "noise of --sampler ddim: 0 adds none, 1 as much as ddpm with skipped steps"
+    _flag(group, "--eta", text, number(0, 1), "E", 0.0)
     text = (
         "factor on the noise of each step: 1 is sigma_t = sqrt(beta_t), 0.95 gives cleaner "
         "pictures and less variety. With fewer than T steps it scales the posterior's standard "
         "deviation instead, because sqrt(beta) of a long step leaves grain"
     )
     _flag(group, "--sigma-scale", text, number(0, 10), "S", 1.0)
-    text = ".png or .jpg: one grid; anything else: a folder of single pictures"
-    _flag(group, "--out", text, metavar="PATH", default=out)
+    seeing = group.add_mutually_exclusive_group()
+    text = "instead: xt and the predicted x0 at ten t, as a strip, and as an animated GIF beside it"
+    _flag(seeing, "--film", text, action="store_true")
+    text = "instead: a strip of pictures on the way from seed A's to seed B's"
+    _flag(seeing, "--interpolate", text, integer(0, 2**31 - 1), ("SEED_A", "SEED_B"), nargs=2)
+    text = "instead: each picture above the training images nearest to it"
+    _flag(seeing, "--neighbours", text, action="store_true")
+    text = (
+        ".png or .jpg: one grid; anything else: a folder of single PNGs, which is gone on with if "
+        f"it was begun (default {folder}/generated.png, or film.png, interpolate.png, "
+        "neighbours.png)"
+    )
+    _flag(group, "--out", text, metavar="PATH")
+    parser.set_defaults(showing=(default["num_images"], folder))
 
 
 def _machine(parser, workers=True):
@@ -224,8 +252,8 @@ def _machine(parser, workers=True):
         _flag(group, "--workers", text, integer(0, 256), "N")
 
 
-def _choice(group, name, text, choices):
-    _flag(group, name, text, metavar="|".join(choices), default="auto", choices=choices)
+def _choice(group, name, text, choices, default="auto"):
+    _flag(group, name, text, metavar="|".join(choices), default=default, choices=choices)
 
 
 # ---- Values -------------------------------------------------------------------------------------
@@ -286,22 +314,52 @@ def default_size(data):
 # ---- After parsing ------------------------------------------------------------------------------
 
 
-def _finish(parser, argv):
+def _finish(parser, argv, needed_to_show=None):
+    """Parsed arguments with `.given`, and defaults that depend on other arguments.
+
+    needed_to_show: {flag: what of ONLY_TRAIN goes with it}.
+    """
     args = parser.parse_args(argv)
     for action in parser._actions:
         action.default = argparse.SUPPRESS
+    parser._defaults.clear()
     args.given = set(vars(parser.parse_args(argv)))
+    showing = vars(args).pop("showing", None)
     training = getattr(args, "train", True)
-    showing = not training
-    unused = args.given & (ONLY_TRAIN if showing else ONLY_SHOW if training else set())
-    if unused:
-        flag = "--" + sorted(unused)[0].replace("_", "-")
-        parser.error(f"{flag} does not go with {'--show' if showing else '--train'}")
-    if training and args.resume is None:
-        args.name = args.name or time.strftime("%Y%m%d-%H%M%S")
-        if getattr(args, "encoder", "") is None:
-            parser.error("--train needs --encoder checkpoints/autoencoder/AAA.safetensors")
+    if training:
+        _refuse(parser, args.given & ONLY_SHOW, "--train")
+        if args.resume is None:
+            args.name = args.name or time.strftime("%Y%m%d-%H%M%S")
+            if getattr(args, "encoder", "") is None:
+                parser.error("--train needs --encoder checkpoints/autoencoder/AAA.safetensors")
+    else:
+        needed = {what for flag, what in (needed_to_show or {}).items() if flag in args.given}
+        _refuse(parser, (args.given & ONLY_TRAIN) - needed, "--show")
+        _finish_showing(parser, args, *showing)
     return args
+
+
+def _refuse(parser, unused, mode):
+    if unused:
+        parser.error(f"--{sorted(unused)[0].replace('_', '-')} does not go with {mode}")
+
+
+def _finish_showing(parser, args, num_images, folder):
+    """Check that the flags of --show go together, and fill in what depends on others."""
+    if "eta" in args.given and args.sampler != "ddim":
+        parser.error(f"--eta is for --sampler ddim, and does nothing in {args.sampler}")
+    if "sigma_scale" in args.given and (
+        args.sampler == "dpm++" or (args.sampler == "ddim" and args.eta == 0)
+    ):
+        what = "dpm++" if args.sampler == "dpm++" else "ddim with --eta 0"
+        parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
+    figure = next((name for name in SEEING if name in args.given), None)
+    args.num_images = args.num_images or SEEING.get(figure, num_images)
+    args.out = args.out or f"{folder}/{figure or 'generated'}.png"
+    if figure == "interpolate" and args.num_images < 2:
+        parser.error("--interpolate needs --num-images 2 or more")
+    if figure and not args.out.lower().endswith(".png"):
+        parser.error(f"--{figure} makes a .png, but --out is {args.out}")
 
 
 def settings(args):

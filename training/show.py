@@ -1,18 +1,24 @@
 """From a denoiser to pictures: sampled in batches, decoded, saved, and shown where possible.
 
-The same for pixels (MNIST) and latents: only `decode` differs.
+The same for pixels (MNIST) and latents: only `decode` and the training set differ.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
-from models.diffusion import picture_noise, sample
+from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
-from training import figures
-from training.checkpoint import load_model
+from models.unet import UNet
+from training import figures, seeing
+from training.checkpoint import fingerprint, load_model
+from training.options import DEFAULT_STEPS
 from training.run import in_slices
+from training.runtime import Runtime
 
 
 def load_denoiser(path, space):
@@ -28,40 +34,131 @@ def load_denoiser(path, space):
     return model, DDPMScheduler(SchedulerConfig(**facts["scheduler"])), facts
 
 
-def make_pictures(args, runtime, model, scheduler, shape, decode):
-    """Make args.num_images pictures with seeds args.seed, args.seed + 1, .. and save them.
+@dataclass(frozen=True)
+class Painter:
+    """A denoiser with the sampler that args ask for: from noise to x0 and to pictures.
 
-    shape: (c, h, w) of x0. decode: x0 -> images in [-1, 1]. args.out names a grid (.png, .jpg)
-    or a folder of single pictures.
+    shape: (c, h, w) of x0. to_images: x0 -> images (B, C, H, W) in [-1, 1], on the device.
     """
+
+    args: object
+    runtime: Runtime
+    model: UNet
+    scheduler: DDPMScheduler
+    shape: tuple
+    to_images: Callable
+
+    @property
+    def steps(self):
+        """Calls of the network per picture."""
+        args = self.args
+        return args.sampling_steps or DEFAULT_STEPS[args.sampler] or self.scheduler.num_steps
+
+    @property
+    def settings(self):
+        """What the sampler takes beside the number of steps."""
+        names = {"ddpm": ["sigma_scale"], "ddim": ["eta", "sigma_scale"], "dpm++": []}
+        return {name: getattr(self.args, name) for name in names[self.args.sampler]}
+
+    def sample(self, draw, on_step=None):
+        """x0 (B, c, h, w) on the device, from the noise that draw() gives."""
+        with self.runtime.autocast():
+            return sample(
+                self.model, self.scheduler, draw, self.args.sampler, self.steps, on_step,
+                **self.settings,
+            )  # fmt: skip
+
+    def decode(self, x0):
+        """Images (B, C, H, W) in [-1, 1] on the CPU, decoded in slices."""
+        with self.runtime.autocast():
+            return in_slices(lambda part: self.to_images(part).float().cpu(), x0)
+
+    def paint(self, seeds, bar):
+        """(images, x0) of the pictures with these seeds."""
+        draw = picture_noise(seeds, self.shape, self.runtime.device)
+        share = len(seeds) / self.steps
+        x0 = self.sample(draw, lambda *_: bar.update(share))
+        return self.decode(x0), x0
+
+    def batches(self, seeds):
+        """(seeds, images, x0) of args.batch pictures at a time, with a progress bar."""
+        seeds = list(seeds)
+        with tqdm(total=len(seeds), unit="image", unit_scale=True, smoothing=0.05) as bar:
+            for i in range(0, len(seeds), self.args.batch):
+                batch = seeds[i : i + self.args.batch]
+                yield (batch, *self.paint(batch, bar))
+
+
+def make_pictures(args, runtime, model, scheduler, shape, to_images, training_set):
+    """Make what args ask for: pictures in a grid or a folder, a film, a path, or neighbours.
+
+    Picture i has seed args.seed + i. to_images: see Painter. training_set: a function without
+    arguments -> seeing.TrainingSet. Raises ValueError when args.out cannot be written to, or the
+    steps are not in 1 .. T, before anything is made.
+    """
+    painter = Painter(args, runtime, runtime.place(model), scheduler, shape, to_images)
+    scheduler.timesteps(painter.steps)
     out = Path(args.out)
-    as_grid = out.suffix.lower() in (".png", ".jpg", ".jpeg")
+    as_grid = out.suffix.lower() in figures.PICTURES
     if not as_grid and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
     if as_grid and out.is_dir():
         raise ValueError(f"--out {out} is a folder; for single pictures name it without an ending")
-    steps = args.sampling_steps or scheduler.num_steps
-    scheduler.timesteps(steps)  # refuses what cannot be before anything is made
-    (out.parent if as_grid else out).mkdir(parents=True, exist_ok=True)
-    seeds = range(args.seed, args.seed + args.num_images)
-    batches = [seeds[i : i + args.batch] for i in range(0, len(seeds), args.batch)]
-    print(f"{len(seeds)} pictures, {steps} steps each, on {runtime}", flush=True)
-    model = runtime.place(model)
-    grid = []
-    with tqdm(total=len(batches) * steps, unit="step", smoothing=0.05) as bar:
-        for batch in batches:
-            draw = picture_noise(batch, shape, runtime.device)
-            with runtime.autocast():
-                x0 = sample(model, scheduler, draw, steps, args.sigma_scale, on_step=bar.update)
-                x = in_slices(decode, x0).float().cpu()
-            if as_grid:
-                grid.append(x)
-            else:
-                for seed, picture in zip(batch, x, strict=True):
-                    image = figures.single_image(picture)
-                    figures.save_image(out / f"seed{seed:06d}.png", image)
-    if as_grid:
+    print(f"{args.sampler}, {painter.steps} steps a picture, on {runtime}", flush=True)
+    if args.film:
+        seeing.film(painter, out)
+    elif args.interpolate:
+        seeing.interpolation(painter, out, *args.interpolate)
+    elif args.neighbours:
+        seeing.neighbours(painter, out, training_set())
+    elif as_grid:
+        grid = [images for _, images, _ in painter.batches(all_seeds(args))]
         figures.save_grid(out, torch.cat(grid))
-    print(f"saved {out}" + ("" if as_grid else f"/: {len(seeds)} pictures"))
+    else:
+        fill_folder(painter, out)
     if as_grid:
+        print(f"saved {out}")
         figures.show_window(out)
+
+
+def all_seeds(args):
+    """Of the pictures asked for."""
+    return range(args.seed, args.seed + args.num_images)
+
+
+def fill_folder(painter, folder):
+    """seedNNNNNN.png for each seed, its settings in its text; those that are there are kept.
+
+    Raises ValueError when a picture that is there was made with other settings.
+    """
+    text = {
+        "denoiser": fingerprint(painter.model)[:16],
+        "sampler": painter.args.sampler,
+        "sampling_steps": painter.steps,
+        **painter.settings,
+    }
+    text = {key: str(value) for key, value in text.items()}
+    paths = {seed: folder / f"seed{seed:06d}.png" for seed in all_seeds(painter.args)}
+    missing = [seed for seed, path in paths.items() if not _made_before(path, text)]
+    if len(missing) < len(paths):
+        print(f"{len(paths) - len(missing)} of {len(paths)} pictures are there already")
+    for seeds, images, _ in painter.batches(missing):
+        for seed, image in zip(seeds, images, strict=True):
+            figures.save_image(paths[seed], figures.single_image(image), text | {"seed": str(seed)})
+    print(f"saved {folder}/: {len(paths)} pictures")
+
+
+def _made_before(path, text):
+    if not path.exists():
+        return False
+    try:
+        with Image.open(path) as image:
+            found = image.text
+    except (OSError, AttributeError):  # damaged, or no PNG: not ours
+        found = {}
+    for key, value in text.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"{path} was made with {key} {found.get(key)}, not {value}; choose another --out"
+            )
+    return True

@@ -1,0 +1,168 @@
+"""What --show makes: folders that are gone on with, films, paths, neighbours."""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from helpers import randomize, scheduler, small_unet, write_mnist
+from PIL import Image
+
+import mnist_diffusion
+from data.images import mnist, to_pixels
+from training import figures, options, seeing
+from training.checkpoint import save_model
+from training.runtime import Runtime
+from training.seeing import TrainingSet, nearest
+from training.show import Painter
+
+SHAPE = [1, 8, 8]
+CPU = ("--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture
+def digits(tmp_path, monkeypatch):
+    """Work in a folder with a denoiser of 8x8 digits and MNIST; show(flags) runs --show there."""
+    facts = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
+    facts = {"space": "pixels", "shape": SHAPE, "scheduler": facts}
+    save_model(tmp_path / "d.safetensors", randomize(small_unet(1)), facts)
+    monkeypatch.chdir(tmp_path)
+
+    def show(*flags):
+        flags = ("--show", "d.safetensors", "--sampling-steps", 4, *CPU, *flags)
+        mnist_diffusion.main(options.parse_mnist([str(flag) for flag in flags]))
+
+    return show
+
+
+def painter(*flags):
+    """A Painter of an 8x8 denoiser in memory, with these flags."""
+    flags = ("--show", "d", *CPU, "--sampling-steps", 4, *flags)
+    args = options.parse_mnist([str(flag) for flag in flags])
+    model, s = randomize(small_unet(1)), scheduler(clip_x0=True)
+    return Painter(args, Runtime(args), model, s, SHAPE, lambda x0: x0)
+
+
+def test_a_folder_is_gone_on_with(digits, tmp_path, capsys):
+    digits("--num-images", 4, "--seed", 3, "--out", "out", "--batch", 2)
+    paths = sorted((tmp_path / "out").iterdir())
+    assert [p.name for p in paths] == [f"seed{i:06d}.png" for i in (3, 4, 5, 6)]
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths}
+    paths[1].unlink()
+    digits("--num-images", 6, "--seed", 3, "--out", "out", "--batch", 4)
+    assert "3 of 6 pictures are there already" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    for i in (0, 2, 3):
+        assert before[paths[i]][1] == paths[i].stat().st_mtime_ns  # not made again
+    again = np.asarray(Image.open(paths[1]), dtype=int)
+    (tmp_path / "first.png").write_bytes(before[paths[1]][0])
+    assert abs(again - np.asarray(Image.open(tmp_path / "first.png"), dtype=int)).max() <= 1
+
+
+def test_pictures_say_how_they_were_made(digits, tmp_path):
+    digits("--num-images", 1, "--seed", 9, "--out", "out", "--sampler", "ddim", "--eta", 0.5)
+    text = Image.open(tmp_path / "out/seed000009.png").text
+    assert len(text.pop("denoiser")) == 16
+    assert text == {
+        "seed": "9", "sampler": "ddim", "sampling_steps": "4", "eta": "0.5", "sigma_scale": "1.0",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--sampler", "dpm++"), "was made with sampler ddpm, not dpm++"),
+    (("--sigma-scale", 0.9), "was made with sigma_scale 1.0, not 0.9"),
+])  # fmt: skip
+def test_a_folder_of_other_settings_is_refused(digits, tmp_path, flags, message):
+    digits("--num-images", 1, "--out", "out")
+    with pytest.raises(ValueError, match=message):
+        digits("--num-images", 2, "--out", "out", *flags)
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_a_foreign_picture_in_the_folder_is_refused(digits, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/seed000000.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="choose another --out"):
+        digits("--num-images", 1, "--out", "out")
+
+
+def test_memory_is_flat_over_pictures():
+    """Of the batches that are done, at most the last one's tensors are alive."""
+    seen = []
+    for _, images, x0 in painter("--batch", 2).batches(range(12)):
+        assert sum(reference() is not None for reference in seen) <= 2
+        seen += [weakref.ref(images), weakref.ref(x0)]
+    assert len(seen) == 12
+
+
+def test_decoding_is_done_in_slices():
+    sizes = []
+
+    def to_images(x0):
+        sizes.append(len(x0))
+        return x0
+
+    p = painter()
+    images = Painter(p.args, p.runtime, p.model, p.scheduler, SHAPE, to_images).decode(
+        torch.randn(40, *SHAPE)
+    )
+    assert images.shape == (40, *SHAPE) and max(sizes) <= 16 and sum(sizes) == 40
+
+
+@pytest.mark.parametrize("sampler", options.DEFAULT_STEPS)
+def test_film_ends_with_the_picture(sampler, tmp_path, monkeypatch):
+    """Its frames begin with the seed's noise, and the last x0_hat is the picture of that seed."""
+    shown = {}
+    monkeypatch.setattr(figures, "save_animation", lambda path, x, columns: shown.update(frames=x))
+    rows_of = figures.image_rows
+    monkeypatch.setattr(
+        figures, "image_rows",
+        lambda path, rows, *more: (shown.update(rows=rows), rows_of(path, rows, *more)),
+    )  # fmt: skip
+    p = painter("--film", "--sampler", sampler, "--sampling-steps", 30, "--seed", 5)
+    seeing.film(p, tmp_path / "film.png")
+    ((_, images, _),) = p.batches([5])
+    assert len(shown["frames"]) == 30 and shown["frames"][0].shape == (2, *SHAPE)
+    torch.testing.assert_close(shown["frames"][-1][1:], images, rtol=0, atol=1e-5)
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(shown["frames"][0][0], noise)
+    assert list(shown["rows"]) == ["xt", "x0_hat"] and len(shown["rows"]["xt"]) == 10
+    torch.testing.assert_close(shown["rows"]["x0_hat"][-1:], images, rtol=0, atol=1e-5)
+
+
+def test_film_makes_a_strip_and_an_animation(digits, tmp_path):
+    digits("--film", "--num-images", 2, "--sampling-steps", 60)
+    assert Image.open(tmp_path / "fig/mnist/film.png").width > 1000
+    with Image.open(tmp_path / "fig/mnist/film.gif") as animation:
+        assert animation.n_frames == seeing.FRAMES and animation.info["loop"] == 0
+
+
+def test_interpolation_goes_from_seed_to_seed(tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(figures, "save_grid", lambda path, x, columns: shown.update(x=x))
+    p = painter("--interpolate", 4, 11)
+    seeing.interpolation(p, tmp_path / "i.png", *p.args.interpolate)
+    ends = torch.cat([images for _, images, _ in p.batches([4, 11])])
+    assert len(shown["x"]) == options.SEEING["interpolate"]
+    torch.testing.assert_close(shown["x"][[0, -1]], ends, rtol=0, atol=1e-4)
+
+
+def test_neighbours_are_the_nearest(monkeypatch):
+    monkeypatch.setattr(seeing, "CHUNK", 7)
+    images = torch.randn(30, 2, 4, 4)
+    x0 = torch.stack([images[17], images[3] + 0.1])
+    distances, indices = nearest(x0, TrainingSet(lambda r: images[list(r)], 30), 4)
+    want = (x0[:, None] - images[None]).square().mean(dim=(2, 3, 4)).sqrt()
+    assert indices[:, 0].tolist() == [17, 3]
+    torch.testing.assert_close(distances, want.sort(dim=1)[0][:, :4], rtol=1e-3, atol=1e-3)
+    assert torch.equal(indices, want.argsort(dim=1)[:, :4])
+    assert nearest(x0, TrainingSet(lambda r: images[list(r)], 2), 4)[1].shape == (2, 2)
+
+
+def test_neighbours_of_digits(digits, tmp_path, monkeypatch):
+    write_mnist(tmp_path / "elsewhere", train=40, test=8)
+    small = to_pixels(mnist(tmp_path / "elsewhere", "train"))[..., ::4, ::4][..., :8, :8]
+    small = torch.nn.functional.pad(small, (0, 8 - small.shape[-1], 0, 8 - small.shape[-2]))
+    monkeypatch.setattr(mnist_diffusion, "to_pixels", lambda digits: small[: len(digits)])
+    digits("--neighbours", "--num-images", 2, "--data-root", "elsewhere")
+    assert Image.open(tmp_path / "fig/mnist/neighbours.png").height > 400

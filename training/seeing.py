@@ -1,0 +1,113 @@
+"""Seeing how it works: the film of a picture's making, a path between two pictures, and the
+training images nearest to a picture. For pixels and latents alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from models.samplers import interpolated_noise, picture_noise
+from training import figures
+
+STRIP = 10  # values of t in the strip of a film
+FRAMES = 50  # frames of its animation, at most
+NEIGHBOURS = 4  # training images beside each sample
+CHUNK = 4096  # training images compared at a time
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """x0: a range of indices -> training images as the denoiser sees them, (N, c, h, w) float32,
+    latents without the posterior's noise. size: how many there are."""
+
+    x0: Callable
+    size: int
+
+
+def film(painter, out):
+    """How each picture comes out of noise: out (a strip) and the same name in .gif (animated).
+
+    Both show xt and the x0 predicted from it, from t = T-1 down to the last.
+    """
+    args, steps = painter.args, painter.steps
+    seeds = range(args.seed, args.seed + args.num_images)
+    shown = set(torch.linspace(0, steps - 1, min(FRAMES, steps)).round().long().tolist())
+    frames = []  # of (t, xt, x0_hat), on the CPU
+    with tqdm(total=steps, unit="step") as bar:
+
+        def on_step(t, xt, eps_hat):
+            if bar.n in shown:
+                at = torch.full((len(xt),), t, device=xt.device)
+                x0_hat = painter.scheduler.predict_x0(xt, eps_hat, at)
+                frames.append((t, xt.cpu(), x0_hat.cpu()))
+            bar.update()
+
+        painter.sample(picture_noise(seeds, painter.shape, painter.runtime.device), on_step)
+
+    def images(x):
+        return painter.decode(x.to(painter.runtime.device))
+
+    made = [(t, images(xt), images(x0_hat)) for t, xt, x0_hat in frames]
+    picks = torch.linspace(0, len(made) - 1, min(STRIP, len(made))).round().long().tolist()
+    rows = {}
+    for i, seed in enumerate(seeds):
+        label = f"seed {seed}, " if len(seeds) > 1 else ""
+        rows[f"{label}xt"] = torch.stack([made[k][1][i] for k in picks])
+        rows[f"{label}x0_hat"] = torch.stack([made[k][2][i] for k in picks])
+    columns = [f"t = {made[k][0]}" for k in picks]
+    title = f"From noise to a picture: xt, and x0 predicted from it ({args.sampler}, {steps} steps)"
+    figures.image_rows(out, rows, title, {next(iter(rows)): columns})
+    animation = out.with_suffix(".gif")
+    # One frame: a row per picture, xt on the left and x0_hat on the right.
+    pairs = [torch.stack([xt, x0_hat], dim=1).flatten(0, 1) for _, xt, x0_hat in made]
+    figures.save_animation(animation, pairs, columns=2)
+    print(f"saved {animation}")
+
+
+def interpolation(painter, out, seed_a, seed_b):
+    """A strip of args.num_images pictures from seed_a's to seed_b's: the noise that they are made
+    of, at the start and at every step, moves along the arc between the two seeds' noises."""
+    n = painter.args.num_images
+    weights = torch.linspace(0, 1, n).tolist()
+    draw = interpolated_noise(seed_a, seed_b, weights, painter.shape, painter.runtime.device)
+    with tqdm(total=painter.steps, unit="step") as bar:
+        x0 = painter.sample(draw, lambda *_: bar.update())
+    figures.save_grid(out, painter.decode(x0), columns=n)
+
+
+def neighbours(painter, out, training_set):
+    """Each sample above the training images nearest to it, with their distances."""
+    args = painter.args
+    seeds = list(range(args.seed, args.seed + args.num_images))
+    made = list(painter.batches(seeds))
+    samples = torch.cat([images for _, images, _ in made])
+    x0 = torch.cat([x0 for _, _, x0 in made])
+    distances, indices = nearest(x0, training_set, NEIGHBOURS)
+    rows, captions = {"sample": samples}, {"sample": [f"seed {seed}" for seed in seeds]}
+    for k in range(indices.shape[1]):
+        label = "nearest" if k == 0 else f"nearest {k + 1}"
+        found = torch.cat([training_set.x0(range(i, i + 1)) for i in indices[:, k].tolist()])
+        rows[label] = painter.decode(found.to(painter.runtime.device))
+        captions[label] = [f"{d:.3f}" for d in distances[:, k].tolist()]
+    space = "pixels" if tuple(samples.shape[1:]) == tuple(x0.shape[1:]) else "latents"
+    title = f"Samples, and the training images nearest to them in {space} (root mean square)"
+    figures.image_rows(out, rows, title, captions)
+
+
+def nearest(x0, training_set, k):
+    """Root-mean-square distances (B, k) of x0 (B, c, h, w) to its k nearest training images,
+    nearest first, and their indices (B, k). The training set passes by in chunks."""
+    k = min(k, training_set.size)
+    x0 = x0.flatten(1).float().cpu()
+    distances, indices = torch.full((len(x0), k), torch.inf), torch.zeros(len(x0), k).long()
+    chunks = range(0, training_set.size, CHUNK)
+    for start in tqdm(chunks, desc="comparing", unit="chunk", delay=1, leave=False):
+        stop = min(start + CHUNK, training_set.size)
+        others = training_set.x0(range(start, stop)).flatten(1)
+        found = torch.cdist(x0, others) / x0.shape[1] ** 0.5
+        distances = torch.cat([distances, found], dim=1)
+        indices = torch.cat([indices, torch.arange(start, stop).expand(len(x0), -1)], dim=1)
+        distances, order = distances.topk(k, largest=False)
+        indices = indices.gather(1, order)
+    return distances, indices
