@@ -63,7 +63,7 @@ def train(args):
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
     channels = autoencoder.config.latent_channels
-    model, scheduler = denoiser.network_and_schedule(args, channels, clip_x0=False)
+    model, scheduler = denoiser.network_and_schedule(args, channels, (1, 2, 4), clip_x0=False)
     facts = {
         "space": "latents",
         "shape": list(data.valid.shape[1:]),

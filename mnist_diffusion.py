@@ -47,7 +47,7 @@ def train(args):
     )
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
-    model, scheduler = denoiser.network_and_schedule(args, channels=1, clip_x0=True)
+    model, scheduler = denoiser.network_and_schedule(args, 1, (1, 2, 2), clip_x0=True)
     facts = {"space": "pixels", "shape": [1, 28, 28], "data": "mnist"}
     facts["scheduler"] = asdict(scheduler.config)
     folders = "checkpoints/mnist", "fig/mnist"

@@ -46,13 +46,13 @@ def main(args):
     runtime = Runtime(args)
 
     # Data: 16 is the autoencoder's stride times that of the denoiser to come.
-    args.size = args.size or options.default_size(args.data)
+    args.size = args.size or options.default_size(args.data, runtime.on_gpu)
     check_divides(*args.size, 16)
     images = open_images(args.data, args.data_root, args.size)
     channels = images["train"].channels
     same_data(args, state, images["train"].stamp())
     order = ShuffledOrder(len(images["train"]), args.batch, args.seed)
-    run = Run(args, state, order, "checkpoints/autoencoder", "fig/autoencoder")
+    run = Run(args, runtime, state, order, "checkpoints/autoencoder", "fig/autoencoder")
 
     # Networks: latents at a quarter of the size.
     c = args.channels
@@ -68,10 +68,9 @@ def main(args):
     disc_optimizer = Optimizer(disc, 0.2 * args.lr, (0.5, 0.9), MAX_GRADIENT, runtime)
     parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
     parts |= {"disc": disc, "disc_optimizer": disc_optimizer}
-    run.restore(parts, runtime.device)
+    run.restore(parts)
     runtime.decide_compile(args.compile, run.steps - run.start)
     run.announce(
-        runtime,
         data=f"{args.data}, {len(images['train'])} training and {len(images['valid'])} validation "
         f"images of {'x'.join(map(str, args.size))}, {channels} channels",
         network=f"AutoencoderKL, {parameters(model)}; discriminator, {parameters(disc)}",

@@ -368,3 +368,17 @@ def test_real_digits_are_learnt(tmp_path, monkeypatch):
     arguments = ["--train", "--data-root", REAL_DATA, "--steps", "60", "--batch", "32"]
     mnist_diffusion.main(options.parse_mnist([*arguments, "--name", "real", "--channels", "16"]))
     assert read_metrics("fig/mnist/metrics.jsonl", "real")[-1]["valid_raw"] < 0.12
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "num_train", "epochs"),
+    [(False, 24_152, 7), (True, 162_770, 10), (False, 500, 340), (False, 10**7, 1)],
+)
+def test_default_length_suits_data_and_machine(on_gpu, num_train, epochs):
+    assert options.default_epochs((170_000, 1_600_000), on_gpu, num_train) == epochs
+
+
+def test_default_size_suits_data_and_machine():
+    assert options.default_size("celeba", on_gpu=True) == (208, 176)
+    for data, on_gpu in (("celeba", False), ("synthetic", True), ("pictures", False)):
+        assert options.default_size(data, on_gpu) == (64, 64)

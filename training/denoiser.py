@@ -40,10 +40,14 @@ class DenoiserData:
     decode: Callable
 
 
-def network_and_schedule(args, channels, clip_x0):
-    """An untrained UNet of three levels, by --channels, --blocks, --dropout, and its schedule."""
+def network_and_schedule(args, in_channels, growth, clip_x0):
+    """An untrained UNet by --channels, --blocks and --dropout, and its schedule.
+
+    growth: the levels' widths, as multiples of --channels.
+    """
     c = args.channels
-    config = UNetConfig(channels, (c, 2 * c, 2 * c), args.blocks, norm_groups(c), args.dropout)
+    widths = tuple(c * times for times in growth)
+    config = UNetConfig(in_channels, widths, args.blocks, norm_groups(c), args.dropout)
     return UNet(config), DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0))
 
 
@@ -53,15 +57,15 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
     facts: goes into every checkpoint, what a user of the denoiser has to know. folder, fig: where
     checkpoints and figures go. Raises ValueError when the resumed run is already finished.
     """
-    run = Run(args, state, ShuffledOrder(data.num_train, args.batch, args.seed), folder, fig)
+    order = ShuffledOrder(data.num_train, args.batch, args.seed)
+    run = Run(args, runtime, state, order, folder, fig)
     model = runtime.place(model).train()
     ema = EMA(model, args.ema)
     optimizer = Optimizer(model, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
     parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
-    run.restore(parts, runtime.device)
+    run.restore(parts)
     runtime.decide_compile(args.compile, run.steps - run.start)
     run.announce(
-        runtime,
         data=f"{data.num_train} training images, x0 of {tuple(data.valid.shape[1:])}",
         network=f"UNet, {parameters(model)}",
     )

@@ -11,10 +11,13 @@ import time
 import traceback
 from pathlib import Path
 
-MNIST = {"epochs": 20, "batch": 128, "lr": 2e-3, "channels": 32, "blocks": 1, "num_images": 30}
-ENCODER = {"epochs": 10, "batch": 16, "lr": 1e-3, "channels": 32, "blocks": 1}
-LATENT = {"epochs": 10, "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 2, "num_images": 15}
-CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W)
+# images: shown in all, (on a CPU, on a GPU), which gives the default of --epochs for any data set.
+MNIST = {"images": (1_200_000, 1_200_000), "batch": 128, "lr": 2e-3, "channels": 32, "blocks": 1,
+         "num_images": 30}  # fmt: skip
+ENCODER = {"images": (170_000, 1_600_000), "batch": 16, "lr": 1e-3, "channels": 32, "blocks": 1}
+LATENT = {"images": (700_000, 3_200_000), "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 1,
+          "num_images": 15}  # fmt: skip
+CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W); CelebA on a GPU, all else
 
 # What belongs to the machine is not kept in a run's state; what is movable may be typed anew when
 # the run is resumed.
@@ -153,7 +156,9 @@ def _images(parser, of_encoder=False):
     _flag(group, "--data", source, metavar="celeba|synthetic|PATH", default=default)
     _data_root(group, "celeba/img_align_celeba(.zip) is; downloaded there if missing")
     text = "height x width in pixels, multiples of 16; images are resized to cover it and cropped "
-    text += "(default: the encoder's)" if of_encoder else "(default 208x176 for celeba, else 64x64)"
+    text += (
+        "(default: the encoder's)" if of_encoder else "(default 64x64; 208x176 for celeba on a GPU)"
+    )
     _flag(group, "--size", text, size, "HxW")
     return group
 
@@ -162,8 +167,12 @@ def _training(parser, default):
     shows = "num_images" in default
     group = parser.add_argument_group("training")
     length = group.add_mutually_exclusive_group()
-    text = "passes over the training images in all"
-    _flag(length, "--epochs", text, integer(1, 10**6), "N", default["epochs"])
+    cpu, gpu = default["images"]
+    many = (
+        f"{cpu:,}" + f" images on a CPU, {gpu:,} on a GPU" * (gpu != cpu) + " images" * (gpu == cpu)
+    )
+    text = f"passes over the training images in all (default: as many as show {many})"
+    _flag(length, "--epochs", text, integer(1, 10**6), "N")
     _flag(length, "--steps", "training steps in all, instead of --epochs", integer(1, 10**9), "N")
     text = "images per step" + ", or pictures made at a time" * shows
     _flag(group, "--batch", text, integer(1, 65536), "N", default["batch"])
@@ -180,6 +189,7 @@ def _training(parser, default):
         "--epochs or --steps prolongs it and stretches its schedules"
     )
     _flag(group, "--resume", text, metavar="FILE", nargs="?", const="newest")
+    parser.set_defaults(images=default["images"])
 
 
 def _network(parser, title, default):
@@ -306,9 +316,14 @@ def run_name(text):
     return text
 
 
-def default_size(data):
-    """(H, W) of a data set for which nobody said it."""
-    return CELEBA_SIZE if data == "celeba" else OTHER_SIZE
+def default_size(data, on_gpu):
+    """(H, W) of a data set for which nobody said it: what the machine can do in hours."""
+    return CELEBA_SIZE if data == "celeba" and on_gpu else OTHER_SIZE
+
+
+def default_epochs(images, on_gpu, num_train):
+    """Epochs for which nobody said them: images = (on a CPU, on a GPU) shown in all."""
+    return max(1, round(images[on_gpu] / num_train))
 
 
 # ---- After parsing ------------------------------------------------------------------------------
@@ -364,7 +379,7 @@ def _finish_showing(parser, args, num_images, folder):
 
 def settings(args):
     """What of args makes the run what it is, to be kept in its state."""
-    left_out = MACHINE | {"given", "resume", "train", "show"} | ONLY_SHOW
+    left_out = MACHINE | {"given", "images", "resume", "train", "show"} | ONLY_SHOW
     return {k: v for k, v in vars(args).items() if k not in left_out}
 
 

@@ -54,9 +54,13 @@ class Run:
     """The schedule of a run over `order`, and the places of its files.
 
     parts: {name: something with state_dict and load_state_dict}, all that the state must hold.
+    Where args say neither epochs nor steps, args.epochs is set to what suits data and machine.
     """
 
-    def __init__(self, args, state, order, folder, fig):
+    def __init__(self, args, runtime, state, order, folder, fig):
+        if not (args.steps or args.epochs):
+            args.epochs = options.default_epochs(args.images, runtime.on_gpu, order.n)
+        self.runtime = runtime
         self.name, self.folder, self.fig = args.name, Path(folder), Path(fig)
         self.metrics = self.fig / "metrics.jsonl"
         self.order = order
@@ -71,25 +75,24 @@ class Run:
         self.settings, self._state = options.settings(args), state
         self._saved_at, self._stop = time.monotonic(), False
 
-    def announce(self, runtime, **facts):
+    def announce(self, **facts):
         """Say what is going to happen, a line per fact."""
         epochs = self.steps / self.order.steps_per_epoch
         facts = {
             **facts,
-            "machine": runtime,
+            "machine": self.runtime,
             "training": f"steps {self.start + 1} to {self.steps} of {self.order.batch} images "
             f"({epochs:.3g} epochs)",
             "files": f"{self.folder / self.name}_epoch*.safetensors, figures in {self.fig}/",
         }
         print("\n".join(f"{key + ':':<12}{value}" for key, value in facts.items()), flush=True)
 
-    def restore(self, parts, device):
+    def restore(self, parts):
         """Bring parts and random numbers to where the run was; nothing for a new run."""
-        self._device = device
         if self._state:
             for name, part in parts.items():
                 part.load_state_dict(self._state[name])
-            set_random_state(self._state["random"], self._device)
+            set_random_state(self._state["random"], self.runtime.device)
             self._state = None  # its tensors are no longer needed
 
     @contextmanager
@@ -157,7 +160,7 @@ class Run:
             "folder": self.folder.as_posix(),
             "step": done,
             "settings": self.settings,
-            "random": random_state(self._device),
+            "random": random_state(self.runtime.device),
         }
         checkpoint.save_state(self.folder / f"{self.name}.state", tree)
         self._saved_at = time.monotonic()

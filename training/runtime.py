@@ -38,6 +38,10 @@ class Runtime:
         self.compile = False
         torch.backends.cudnn.benchmark = True
 
+    @property
+    def on_gpu(self):
+        return self.device.type != "cpu"
+
     def decide_compile(self, wish, steps):
         """Set .compile from --compile auto|on|off for a run of that many steps."""
         self.compile = wish == "on" or (
