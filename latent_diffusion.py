@@ -131,11 +131,11 @@ def show(args):
         return autoencoder.decode(stats.unwhiten(z))
 
     def training_set():
-        folder = Path("encoded_img") / facts.get("cache", "unknown")
+        folder = Path("encoded_img") / str(facts.get("cache"))
         if not (folder / MANIFEST).is_file():
             raise ValueError(
-                f"the latents that {args.show} was trained on are not in {folder}; --neighbours "
-                "needs them: latent_diffusion.py --train makes them"
+                f"--neighbours needs the latents that {args.show} was trained on, which are not in "
+                f"{folder}; training a denoiser on the same autoencoder and data makes them again"
             )
         latents = LatentDataset(folder, "train")
         return TrainingSet(latents.means, len(latents))

@@ -1,6 +1,6 @@
 """What --show makes: folders that are gone on with, films, paths, neighbours."""
 
-import weakref
+import gc
 
 import numpy as np
 import pytest
@@ -65,6 +65,7 @@ def test_pictures_say_how_they_were_made(digits, tmp_path):
     assert len(text.pop("denoiser")) == 16
     assert text == {
         "seed": "9", "sampler": "ddim", "sampling_steps": "4", "eta": "0.5", "sigma_scale": "1.0",
+        "precision": "fp32",
     }  # fmt: skip
 
 
@@ -79,20 +80,60 @@ def test_a_folder_of_other_settings_is_refused(digits, tmp_path, flags, message)
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
-def test_a_foreign_picture_in_the_folder_is_refused(digits, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/seed000000.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="choose another --out"):
-        digits("--num-images", 1, "--out", "out")
+@pytest.mark.parametrize("damage", [
+    lambda png: b"no picture", lambda png: png[:40], lambda png: png.replace(b"tEXt", b"t\x01Xt"),
+])  # fmt: skip
+def test_a_foreign_or_damaged_picture_in_the_folder_is_refused(digits, tmp_path, damage):
+    digits("--num-images", 1, "--out", "out")
+    path = tmp_path / "out/seed000000.png"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match="does not say how it was made; choose another --out"):
+        digits("--num-images", 2, "--out", "out")
 
 
-def test_memory_is_flat_over_pictures():
-    """Of the batches that are done, at most the last one's tensors are alive."""
-    seen = []
-    for _, images, x0 in painter("--batch", 2).batches(range(12)):
-        assert sum(reference() is not None for reference in seen) <= 2
-        seen += [weakref.ref(images), weakref.ref(x0)]
-    assert len(seen) == 12
+def test_an_interrupted_folder_is_gone_on_with(digits, tmp_path, monkeypatch):
+    """Interrupted in the middle of a batch, in the middle of a file: only whole pictures stay."""
+    save, calls = Image.Image.save, []
+
+    def interrupted(image, file, *args, **kwargs):
+        calls.append(file)
+        if len(calls) == 4:
+            file.write_bytes(b"half")
+            raise KeyboardInterrupt
+        save(image, file, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Image.Image, "save", interrupted)
+        digits("--num-images", 6, "--out", "out", "--batch", 5)
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == [
+        f"seed{i:06d}.png" for i in range(3)
+    ]
+    digits("--num-images", 6, "--out", "out", "--batch", 5)
+    digits("--num-images", 6, "--out", "at_once", "--batch", 5)
+    for path in (tmp_path / "at_once").iterdir():
+        one, other = (
+            np.asarray(Image.open(p), dtype=int) for p in (path, tmp_path / "out" / path.name)
+        )
+        assert abs(one - other).max() <= 1
+
+
+def test_memory_is_flat_over_pictures(digits, monkeypatch):
+    """However many batches went into the folder before, as many tensors are alive."""
+    alive = []
+    monkeypatch.setattr(
+        figures, "save_image",
+        lambda *_: alive.append(sum(type(o) is torch.Tensor for o in gc.get_objects())),
+    )  # fmt: skip
+    digits("--num-images", 8, "--out", "out", "--batch", 1)
+    assert len(alive) == 8 and max(alive[2:]) == min(alive[2:]), alive
+
+
+@pytest.mark.parametrize(("out", "message"), [
+    ("d.safetensors/x.png", "d.safetensors"), ("d.safetensors/x", "d.safetensors")])  # fmt: skip
+def test_impossible_places_are_refused_before_anything_is_made(digits, monkeypatch, out, message):
+    monkeypatch.setattr(Painter, "sample", lambda *_: pytest.fail("sampled"))
+    with pytest.raises((ValueError, OSError), match=message):
+        digits("--out", out)
 
 
 def test_decoding_is_done_in_slices():
@@ -109,7 +150,7 @@ def test_decoding_is_done_in_slices():
     assert images.shape == (40, *SHAPE) and max(sizes) <= 16 and sum(sizes) == 40
 
 
-@pytest.mark.parametrize("sampler", options.DEFAULT_STEPS)
+@pytest.mark.parametrize("sampler", options.SAMPLING)
 def test_film_ends_with_the_picture(sampler, tmp_path, monkeypatch):
     """Its frames begin with the seed's noise, and the last x0_hat is the picture of that seed."""
     shown = {}
@@ -130,7 +171,8 @@ def test_film_ends_with_the_picture(sampler, tmp_path, monkeypatch):
     torch.testing.assert_close(shown["rows"]["x0_hat"][-1:], images, rtol=0, atol=1e-5)
 
 
-def test_film_makes_a_strip_and_an_animation(digits, tmp_path):
+def test_film_makes_a_strip_and_an_animation(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # frames are counted without the bar
     digits("--film", "--num-images", 2, "--sampling-steps", 60)
     assert Image.open(tmp_path / "fig/mnist/film.png").width > 1000
     with Image.open(tmp_path / "fig/mnist/film.gif") as animation:
@@ -140,7 +182,7 @@ def test_film_makes_a_strip_and_an_animation(digits, tmp_path):
 def test_interpolation_goes_from_seed_to_seed(tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr(figures, "save_grid", lambda path, x, columns: shown.update(x=x))
-    p = painter("--interpolate", 4, 11)
+    p = painter("--interpolate", 4, 11, "--batch", 4)
     seeing.interpolation(p, tmp_path / "i.png", *p.args.interpolate)
     ends = torch.cat([images for _, images, _ in p.batches([4, 11])])
     assert len(shown["x"]) == options.SEEING["interpolate"]
@@ -159,10 +201,38 @@ def test_neighbours_are_the_nearest(monkeypatch):
     assert nearest(x0, TrainingSet(lambda r: images[list(r)], 2), 4)[1].shape == (2, 2)
 
 
-def test_neighbours_of_digits(digits, tmp_path, monkeypatch):
+def test_planted_copies_stand_under_their_samples(tmp_path, monkeypatch):
+    """A training set that holds the samples themselves: each is its own nearest, at distance 0."""
+    shown = {}
+    monkeypatch.setattr(
+        figures, "image_rows",
+        lambda path, rows, title, captions: shown.update(rows=rows, captions=captions),
+    )  # fmt: skip
+    p = painter("--neighbours", "--num-images", 3, "--seed", 2, "--batch", 2)
+    copies = torch.cat([x0 for _, _, x0 in p.batches([3, 2, 4])])
+    training_set = torch.cat([torch.randn(20, *SHAPE), copies])
+    seeing.neighbours(p, tmp_path / "n.png", TrainingSet(lambda r: training_set[list(r)], 23))
+    assert shown["captions"]["sample"] == ["seed 2", "seed 3", "seed 4"]
+    torch.testing.assert_close(shown["rows"]["nearest"], copies[[1, 0, 2]])
+    torch.testing.assert_close(shown["rows"]["sample"], copies[[1, 0, 2]], rtol=0, atol=1e-4)
+    assert shown["captions"]["nearest"] == ["0.000"] * 3
+    assert list(shown["rows"]) == ["sample", "nearest", "nearest 2", "nearest 3", "nearest 4"]
+
+
+def test_neighbours_of_digits_are_mnists(tmp_path, monkeypatch):
+    """--neighbours looks through the training digits of --data-root."""
+    shown = {}
+    facts = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
+    facts = {"space": "pixels", "shape": [1, 28, 28], "scheduler": facts}
+    save_model(tmp_path / "d.safetensors", randomize(small_unet(1)), facts)
     write_mnist(tmp_path / "elsewhere", train=40, test=8)
-    small = to_pixels(mnist(tmp_path / "elsewhere", "train"))[..., ::4, ::4][..., :8, :8]
-    small = torch.nn.functional.pad(small, (0, 8 - small.shape[-1], 0, 8 - small.shape[-2]))
-    monkeypatch.setattr(mnist_diffusion, "to_pixels", lambda digits: small[: len(digits)])
-    digits("--neighbours", "--num-images", 2, "--data-root", "elsewhere")
-    assert Image.open(tmp_path / "fig/mnist/neighbours.png").height > 400
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        figures, "image_rows", lambda path, rows, title, captions: shown.update(rows)
+    )
+    flags = ["--show", "d.safetensors", "--neighbours", "--sampler", "dpm++", *CPU]
+    flags += ["--num-images", "2", "--sampling-steps", "2", "--data-root", "elsewhere"]
+    mnist_diffusion.main(options.parse_mnist(flags))
+    digits = to_pixels(mnist("elsewhere", "train"))
+    errors = (shown["sample"][:, None] - digits[None]).square().mean(dim=(2, 3, 4))
+    torch.testing.assert_close(shown["nearest"], digits[errors.argmin(dim=1)])

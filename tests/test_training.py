@@ -382,3 +382,14 @@ def test_default_size_suits_data_and_machine():
     assert options.default_size("celeba", on_gpu=True) == (208, 176)
     for data, on_gpu in (("celeba", False), ("synthetic", True), ("pictures", False)):
         assert options.default_size(data, on_gpu) == (64, 64)
+
+
+def test_a_state_of_other_networks_is_refused(tmp_path, monkeypatch):
+    """Norms of other groups have weights of the same shapes: only the config tells."""
+    write_mnist(tmp_path / "data", train=64, test=8)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--train", "--name", "a", "--batch", "8", "--channels", "16", "--device", "cpu"]
+    mnist_diffusion.main(options.parse_mnist([*flags, "--steps", "2"]))
+    monkeypatch.setattr("training.denoiser.norm_groups", lambda width: width // 8)
+    with pytest.raises(ValueError, match="begun with other networks"):
+        mnist_diffusion.main(options.parse_mnist(["--train", "--resume", "--steps", "4"]))

@@ -38,7 +38,7 @@ def save_image(path, image, text=None):
 
 
 def save_animation(path, frames, columns):
-    """A GIF of grids: frames, a list of (B, C, H, W), 5 seconds long, the last shown for 2 more."""
+    """A GIF of grids: frames, a list of (B, C, H, W), in about 5 s, then the last for 2 s."""
     images = [_grid(x, columns, PIXELS / 3) for x in frames]
     durations = [round(5000 / len(images))] * (len(images) - 1) + [2000]  # milliseconds
     more = {"append_images": images[1:], "duration": durations, "loop": 0, "save_all": True}
@@ -46,8 +46,9 @@ def save_animation(path, frames, columns):
 
 
 def _grid(x, columns, width):
-    """A PIL image of pictures (B, C, H, W), enlarged by a whole number to about that width."""
-    grid = make_grid(to_uint8(x).cpu(), columns, padding=2, pad_value=255)
+    """A PIL image of pictures (B, C, H, W), or uint8, enlarged by a whole number to about width."""
+    x = x if x.dtype == torch.uint8 else to_uint8(x)
+    grid = make_grid(x.cpu(), columns, padding=2, pad_value=255)
     image = Image.fromarray(grid.permute(1, 2, 0).numpy())
     factor = max(1, round(width / image.width))
     return image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
@@ -96,7 +97,7 @@ def image_rows(path, rows, title, captions=None):
     n = len(first)
     captions = captions or {}
     inches = 1.3 * height / width * len(rows) + 0.2 * len(captions) + 0.5
-    fig = Figure(figsize=(1.3 * n + 1.3, inches))
+    fig = Figure(figsize=(1.3 * n + 1.3, inches), layout="constrained")
     axes = fig.subplots(len(rows), n, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for ax, x in zip(row, to_display(images).cpu(), strict=True):

@@ -31,7 +31,11 @@ ONLY_SHOW = {
     "num_images", "sampler", "sampling_steps", "eta", "sigma_scale", "out", "film", "interpolate",
     "neighbours",
 }  # fmt: skip
-DEFAULT_STEPS = {"ddpm": None, "ddim": 50, "dpm++": 20}  # per picture; None: all T of the schedule
+# Of each sampler: steps per picture (None: all T of the schedule), and the flags that it takes.
+SAMPLING = {
+    "ddpm": (None, ("sigma_scale",)), "ddim": (50, ("eta", "sigma_scale")), "dpm++": (20, ())
+}  # fmt: skip
+MOST_FILMS = 8  # pictures in one --film: all frames are kept until it is drawn
 SEEING = {"film": 1, "interpolate": 9, "neighbours": 8}  # pictures in each of these figures
 
 
@@ -216,7 +220,7 @@ def _showing(parser, default, folder):
     text = (
         "ddpm: ancestral, adds noise at each step; ddim: adds --eta of it; dpm++: of second order"
     )
-    _choice(group, "--sampler", text, DEFAULT_STEPS, "ddpm")
+    _choice(group, "--sampler", text, SAMPLING, "ddpm")
     text = (
         "denoising steps, 1 to the schedule's T, which is 1000 "
         "(default: T for ddpm, 50 for ddim, 20 for dpm++)"
@@ -225,9 +229,9 @@ def _showing(parser, default, folder):
     text = "noise of --sampler ddim: 0 adds none, 1 as much as ddpm with skipped steps"
     _flag(group, "--eta", text, number(0, 1), "E", 0.0)
     text = (
-        "factor on the noise of each step: 1 is sigma_t = sqrt(beta_t), 0.95 gives cleaner "
-        "pictures and less variety. With fewer than T steps it scales the posterior's standard "
-        "deviation instead, because sqrt(beta) of a long step leaves grain"
+        "factor on the noise of each step; 0.95 gives cleaner pictures and less variety. 1 is "
+        "sigma_t = sqrt(beta_t) in ddpm over all T steps, else the posterior's standard deviation "
+        "(times --eta in ddim), because sqrt(beta) of a long step leaves grain"
     )
     _flag(group, "--sigma-scale", text, number(0, 10), "S", 1.0)
     seeing = group.add_mutually_exclusive_group()
@@ -361,18 +365,25 @@ def _refuse(parser, unused, mode):
 
 def _finish_showing(parser, args, num_images, folder):
     """Check that the flags of --show go together, and fill in what depends on others."""
-    if "eta" in args.given and args.sampler != "ddim":
+    if "eta" in args.given and "eta" not in SAMPLING[args.sampler][1]:
         parser.error(f"--eta is for --sampler ddim, and does nothing in {args.sampler}")
-    if "sigma_scale" in args.given and (
-        args.sampler == "dpm++" or (args.sampler == "ddim" and args.eta == 0)
-    ):
-        what = "dpm++" if args.sampler == "dpm++" else "ddim with --eta 0"
+    silent = {
+        "dpm++": args.sampler == "dpm++",
+        "ddim with --eta 0": args.sampler == "ddim" and args.eta == 0,
+        "a single step": args.sampling_steps == 1,
+    }
+    if "sigma_scale" in args.given and any(silent.values()):
+        what = next(name for name, holds in silent.items() if holds)
         parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
     figure = next((name for name in SEEING if name in args.given), None)
     args.num_images = args.num_images or SEEING.get(figure, num_images)
     args.out = args.out or f"{folder}/{figure or 'generated'}.png"
     if figure == "interpolate" and args.num_images < 2:
         parser.error("--interpolate needs --num-images 2 or more")
+    if figure == "interpolate" and "seed" in args.given:
+        parser.error("--seed does not go with --interpolate, which names two")
+    if figure == "film" and args.num_images > MOST_FILMS:
+        parser.error(f"--film shows at most {MOST_FILMS} pictures, --num-images asks for more")
     if figure and not args.out.lower().endswith(".png"):
         parser.error(f"--{figure} makes a .png, but --out is {args.out}")
 

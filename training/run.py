@@ -1,9 +1,11 @@
 """One training run: its name, its length, when it reports and saves, and how it is resumed."""
 
+import json
 import math
 import signal
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -88,8 +90,16 @@ class Run:
         print("\n".join(f"{key + ':':<12}{value}" for key, value in facts.items()), flush=True)
 
     def restore(self, parts):
-        """Bring parts and random numbers to where the run was; nothing for a new run."""
+        """Bring parts and random numbers to where the run was; nothing for a new run.
+
+        Raises ValueError when this version of the code builds other networks than the run's.
+        """
         if self._state:
+            if self._state.get("configs") != _configs(parts):
+                raise ValueError(
+                    f"the run {self.name} was begun with other networks, by another version of "
+                    "the code; start a new run, or use that version"
+                )
             for name, part in parts.items():
                 part.load_state_dict(self._state[name])
             set_random_state(self._state["random"], self.runtime.device)
@@ -160,6 +170,7 @@ class Run:
             "folder": self.folder.as_posix(),
             "step": done,
             "settings": self.settings,
+            "configs": _configs(parts),
             "random": random_state(self.runtime.device),
         }
         checkpoint.save_state(self.folder / f"{self.name}.state", tree)
@@ -167,6 +178,12 @@ class Run:
 
     def _due(self, done, period):
         return done % (self.every * max(1, period // self.every)) == 0 or done == self.steps
+
+
+def _configs(parts):
+    """{name: the config of each network among parts}, as JSON keeps it."""
+    return {k: json.loads(json.dumps(asdict(p.config))) for k, p in parts.items()
+            if hasattr(p, "config")}  # fmt: skip
 
 
 def parameters(model):

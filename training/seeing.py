@@ -1,6 +1,8 @@
 """Seeing how it works: the film of a picture's making, a path between two pictures, and the
 training images nearest to a picture. For pixels and latents alike."""
 
+import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,14 +32,13 @@ def film(painter, out):
 
     Both show xt and the x0 predicted from it, from t = T-1 down to the last.
     """
-    args, steps = painter.args, painter.steps
-    seeds = range(args.seed, args.seed + args.num_images)
-    shown = set(torch.linspace(0, steps - 1, min(FRAMES, steps)).round().long().tolist())
-    frames = []  # of (t, xt, x0_hat), on the CPU
+    seeds, steps = painter.seeds, painter.steps
+    shown = set(_spread(steps, FRAMES))
+    calls, frames = itertools.count(), []  # (t, xt, x0_hat), on the CPU
     with tqdm(total=steps, unit="step") as bar:
 
         def on_step(t, xt, eps_hat):
-            if bar.n in shown:
+            if next(calls) in shown:
                 at = torch.full((len(xt),), t, device=xt.device)
                 x0_hat = painter.scheduler.predict_x0(xt, eps_hat, at)
                 frames.append((t, xt.cpu(), x0_hat.cpu()))
@@ -49,15 +50,16 @@ def film(painter, out):
         return painter.decode(x.to(painter.runtime.device))
 
     made = [(t, images(xt), images(x0_hat)) for t, xt, x0_hat in frames]
-    picks = torch.linspace(0, len(made) - 1, min(STRIP, len(made))).round().long().tolist()
+    picks = [made[k] for k in _spread(len(made), STRIP)]
     rows = {}
     for i, seed in enumerate(seeds):
         label = f"seed {seed}, " if len(seeds) > 1 else ""
-        rows[f"{label}xt"] = torch.stack([made[k][1][i] for k in picks])
-        rows[f"{label}x0_hat"] = torch.stack([made[k][2][i] for k in picks])
-    columns = [f"t = {made[k][0]}" for k in picks]
-    title = f"From noise to a picture: xt, and x0 predicted from it ({args.sampler}, {steps} steps)"
-    figures.image_rows(out, rows, title, {next(iter(rows)): columns})
+        rows[f"{label}xt"] = torch.stack([xt[i] for _, xt, _ in picks])
+        rows[f"{label}x0_hat"] = torch.stack([x0_hat[i] for _, _, x0_hat in picks])
+    captions = {next(iter(rows)): [f"t = {t}" for t, _, _ in picks]}
+    sampler = f"{painter.args.sampler}, {steps} steps"
+    title = f"From noise to a picture: xt, and x0 predicted from it ({sampler})"
+    figures.image_rows(out, rows, title, captions)
     animation = out.with_suffix(".gif")
     # One frame: a row per picture, xt on the left and x0_hat on the right.
     pairs = [torch.stack([xt, x0_hat], dim=1).flatten(0, 1) for _, xt, x0_hat in made]
@@ -65,32 +67,33 @@ def film(painter, out):
     print(f"saved {animation}")
 
 
+def _spread(n, count):
+    """At most count of range(n), evenly, both ends among them."""
+    return torch.linspace(0, n - 1, min(count, n)).round().long().tolist()
+
+
 def interpolation(painter, out, seed_a, seed_b):
     """A strip of args.num_images pictures from seed_a's to seed_b's: the noise that they are made
     of, at the start and at every step, moves along the arc between the two seeds' noises."""
-    n = painter.args.num_images
-    weights = torch.linspace(0, 1, n).tolist()
-    draw = interpolated_noise(seed_a, seed_b, weights, painter.shape, painter.runtime.device)
-    with tqdm(total=painter.steps, unit="step") as bar:
-        x0 = painter.sample(draw, lambda *_: bar.update())
-    figures.save_grid(out, painter.decode(x0), columns=n)
+    weights = torch.linspace(0, 1, painter.args.num_images).tolist()
+    noise = functools.partial(interpolated_noise, seed_a, seed_b)
+    strip = [images for _, images, _ in painter.batches(weights, noise)]
+    figures.save_grid(out, torch.cat(strip), columns=len(weights))
 
 
 def neighbours(painter, out, training_set):
     """Each sample above the training images nearest to it, with their distances."""
-    args = painter.args
-    seeds = list(range(args.seed, args.seed + args.num_images))
-    made = list(painter.batches(seeds))
-    samples = torch.cat([images for _, images, _ in made])
-    x0 = torch.cat([x0 for _, _, x0 in made])
+    seeds, images, x0 = zip(*painter.batches(painter.seeds), strict=True)
+    samples, x0 = torch.cat(images), torch.cat(x0)
     distances, indices = nearest(x0, training_set, NEIGHBOURS)
-    rows, captions = {"sample": samples}, {"sample": [f"seed {seed}" for seed in seeds]}
+    rows = {"sample": samples}
+    captions = {"sample": [f"seed {seed}" for batch in seeds for seed in batch]}
     for k in range(indices.shape[1]):
         label = "nearest" if k == 0 else f"nearest {k + 1}"
         found = torch.cat([training_set.x0(range(i, i + 1)) for i in indices[:, k].tolist()])
         rows[label] = painter.decode(found.to(painter.runtime.device))
         captions[label] = [f"{d:.3f}" for d in distances[:, k].tolist()]
-    space = "pixels" if tuple(samples.shape[1:]) == tuple(x0.shape[1:]) else "latents"
+    space = "pixels" if samples.shape == x0.shape else "latents"
     title = f"Samples, and the training images nearest to them in {space} (root mean square)"
     figures.image_rows(out, rows, title, captions)
 

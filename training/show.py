@@ -3,6 +3,7 @@
 The same for pixels (MNIST) and latents: only `decode` and the training set differ.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from data.images import DAMAGED, to_uint8
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
 from training import figures, seeing
 from training.checkpoint import fingerprint, load_model
-from training.options import DEFAULT_STEPS
+from training.options import SAMPLING
 from training.run import in_slices
 from training.runtime import Runtime
 
@@ -51,14 +53,19 @@ class Painter:
     @property
     def steps(self):
         """Calls of the network per picture."""
-        args = self.args
-        return args.sampling_steps or DEFAULT_STEPS[args.sampler] or self.scheduler.num_steps
+        default, _ = SAMPLING[self.args.sampler]
+        return self.args.sampling_steps or default or self.scheduler.num_steps
 
     @property
     def settings(self):
         """What the sampler takes beside the number of steps."""
-        names = {"ddpm": ["sigma_scale"], "ddim": ["eta", "sigma_scale"], "dpm++": []}
-        return {name: getattr(self.args, name) for name in names[self.args.sampler]}
+        _, names = SAMPLING[self.args.sampler]
+        return {name: getattr(self.args, name) for name in names}
+
+    @property
+    def seeds(self):
+        """Of the pictures asked for."""
+        return range(self.args.seed, self.args.seed + self.args.num_images)
 
     def sample(self, draw, on_step=None):
         """x0 (B, c, h, w) on the device, from the noise that draw() gives."""
@@ -73,20 +80,18 @@ class Painter:
         with self.runtime.autocast():
             return in_slices(lambda part: self.to_images(part).float().cpu(), x0)
 
-    def paint(self, seeds, bar):
-        """(images, x0) of the pictures with these seeds."""
-        draw = picture_noise(seeds, self.shape, self.runtime.device)
-        share = len(seeds) / self.steps
-        x0 = self.sample(draw, lambda *_: bar.update(share))
-        return self.decode(x0), x0
+    def batches(self, items, noise=picture_noise):
+        """(items, images, x0) of args.batch pictures at a time, with a progress bar.
 
-    def batches(self, seeds):
-        """(seeds, images, x0) of args.batch pictures at a time, with a progress bar."""
-        seeds = list(seeds)
-        with tqdm(total=len(seeds), unit="image", unit_scale=True, smoothing=0.05) as bar:
-            for i in range(0, len(seeds), self.args.batch):
-                batch = seeds[i : i + self.args.batch]
-                yield (batch, *self.paint(batch, bar))
+        items: their seeds, or whatever noise(items, shape, device) makes its draw() of.
+        """
+        items = list(items)
+        with tqdm(total=len(items), unit="image", unit_scale=True, smoothing=0.05) as bar:
+            for i in range(0, len(items), self.args.batch):
+                batch = items[i : i + self.args.batch]
+                draw, share = noise(batch, self.shape, self.runtime.device), len(batch) / self.steps
+                x0 = self.sample(draw, lambda *_, share=share: bar.update(share))
+                yield batch, self.decode(x0), x0
 
 
 def make_pictures(args, runtime, model, scheduler, shape, to_images, training_set):
@@ -104,6 +109,10 @@ def make_pictures(args, runtime, model, scheduler, shape, to_images, training_se
         raise ValueError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
     if as_grid and out.is_dir():
         raise ValueError(f"--out {out} is a folder; for single pictures name it without an ending")
+    folder = out.parent if as_grid else out
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {out}: {folder} cannot be written to")
     print(f"{args.sampler}, {painter.steps} steps a picture, on {runtime}", flush=True)
     if args.film:
         seeing.film(painter, out)
@@ -112,18 +121,13 @@ def make_pictures(args, runtime, model, scheduler, shape, to_images, training_se
     elif args.neighbours:
         seeing.neighbours(painter, out, training_set())
     elif as_grid:
-        grid = [images for _, images, _ in painter.batches(all_seeds(args))]
+        grid = [to_uint8(images) for _, images, _ in painter.batches(painter.seeds)]
         figures.save_grid(out, torch.cat(grid))
     else:
         fill_folder(painter, out)
     if as_grid:
         print(f"saved {out}")
         figures.show_window(out)
-
-
-def all_seeds(args):
-    """Of the pictures asked for."""
-    return range(args.seed, args.seed + args.num_images)
 
 
 def fill_folder(painter, folder):
@@ -136,10 +140,14 @@ def fill_folder(painter, folder):
         "sampler": painter.args.sampler,
         "sampling_steps": painter.steps,
         **painter.settings,
+        "precision": painter.runtime.precision,
     }
     text = {key: str(value) for key, value in text.items()}
-    paths = {seed: folder / f"seed{seed:06d}.png" for seed in all_seeds(painter.args)}
-    missing = [seed for seed, path in paths.items() if not _made_before(path, text)]
+    there = set(folder.glob("seed*.png"))
+    for path in sorted(there):
+        _check_made_alike(path, text)
+    paths = {seed: folder / f"seed{seed:06d}.png" for seed in painter.seeds}
+    missing = [seed for seed, path in paths.items() if path not in there]
     if len(missing) < len(paths):
         print(f"{len(paths) - len(missing)} of {len(paths)} pictures are there already")
     for seeds, images, _ in painter.batches(missing):
@@ -148,17 +156,17 @@ def fill_folder(painter, folder):
     print(f"saved {folder}/: {len(paths)} pictures")
 
 
-def _made_before(path, text):
-    if not path.exists():
-        return False
+def _check_made_alike(path, text):
+    """Raise ValueError unless the PNG's text says that it was made with these settings."""
     try:
         with Image.open(path) as image:
-            found = image.text
-    except (OSError, AttributeError):  # damaged, or no PNG: not ours
+            found = image.info  # the pixels are not decoded
+    except DAMAGED:
         found = {}
     for key, value in text.items():
-        if found.get(key) != value:
+        if key not in found:
+            raise ValueError(f"{path} does not say how it was made; choose another --out")
+        if found[key] != value:
             raise ValueError(
-                f"{path} was made with {key} {found.get(key)}, not {value}; choose another --out"
+                f"{path} was made with {key} {found[key]}, not {value}; choose another --out"
             )
-    return True
