@@ -20,6 +20,7 @@ from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cach
 from models.blocks import check_divides
 from training import denoiser
 from training.checkpoint import find_by_fingerprint, fingerprint, load_model
+from training.progress import fact
 from training.run import resume, same_data
 from training.runtime import Runtime
 from training.seeing import TrainingSet
@@ -97,9 +98,8 @@ def cached_latents(args, state, runtime, autoencoder, trained_on):
     if not (folder / MANIFEST).is_file():
         size = cache_bytes(images, shape, args.mirror) / 1e9
         count = (1 + args.mirror) * len(images["train"]) + len(images["valid"])
-        print(
-            f"{'latents:':<12}encoding {count} images of {args.data} into {folder}: {size:.3g} GB"
-        )
+        what = f"encoding {count} images of {args.data} into {folder}: {size:.3g} GB"
+        print(fact("latents", what), flush=True)
 
     @torch.no_grad()
     def encode(x):

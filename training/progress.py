@@ -46,7 +46,7 @@ class Progress:
         if self.done == self._start + ESTIMATE_AFTER < self._steps:
             seconds = (time.monotonic() - self._began) / (ESTIMATE_AFTER - WARM_UP)
             left = duration((self._steps - self.done) * seconds)
-            tqdm.write(f"{'time:':<12}{left} to go, at {self.batch / seconds:.0f} images/s")
+            tqdm.write(fact("time", f"{left} to go, at {self.batch / seconds:.0f} images/s"))
 
     def means(self):
         """{name: mean of what was added since the last call}; a list for a vector."""
@@ -95,6 +95,11 @@ def keep_until(path, name, step):
     ]
     if len(kept) < len(lines):
         write_atomic(path, lambda file: file.write_text("".join(kept), encoding="utf-8"))
+
+
+def fact(name, value):
+    """A line of what a run says of itself."""
+    return f"{name + ':':<15}{value}"
 
 
 def duration(seconds):

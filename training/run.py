@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from training import checkpoint, options
-from training.progress import Progress
+from training.progress import Progress, fact
 from training.runtime import random_state, set_random_state
 
 STATE_EVERY = 600  # seconds between states, so that a power failure costs at most that much
@@ -87,7 +87,7 @@ class Run:
             f"({epochs:.3g} epochs)",
             "files": f"{self.folder / self.name}_epoch*.safetensors, figures in {self.fig}/",
         }
-        print("\n".join(f"{key + ':':<12}{value}" for key, value in facts.items()), flush=True)
+        print("\n".join(fact(*item) for item in facts.items()), flush=True)
 
     def restore(self, parts):
         """Bring parts and random numbers to where the run was; nothing for a new run.
