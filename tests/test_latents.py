@@ -141,6 +141,15 @@ def test_draws_repeat_only_by_their_generator(tmp_path, small_shards, pictures):
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+def test_means_are_what_draws_scatter_about(tmp_path, small_shards, pictures):
+    data = cached(pictures, tmp_path)["train"]
+    mean, logvar = data.moments([5, 17]).float().chunk(2, dim=1)
+    torch.testing.assert_close(data.stats.unwhiten(data.means([5, 17])), mean)
+    draws = torch.stack([data.draw([5, 17]) for _ in range(4000)])
+    std = (0.5 * logvar).exp() / torch.tensor(data.stats.std)[:, None, None]
+    assert ((draws.mean(0) - data.means([5, 17])).abs() < 6 * std / 4000**0.5).all()
+
+
 # ---- What is stored -----------------------------------------------------------------------------
 
 
