@@ -39,7 +39,7 @@ def save_image(path, image, text=None):
 
 def save_animation(path, frames, columns):
     """A GIF of grids: frames, a list of (B, C, H, W), in about 5 s, then the last for 2 s."""
-    images = [_grid(x, columns, PIXELS / 3) for x in frames]
+    images = [_grid(x, columns, PIXELS / 4) for x in frames]
     durations = [round(5000 / len(images))] * (len(images) - 1) + [2000]  # milliseconds
     more = {"append_images": images[1:], "duration": durations, "loop": 0, "save_all": True}
     write_atomic(path, lambda file: images[0].save(file, "GIF", **more))

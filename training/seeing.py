@@ -13,7 +13,7 @@ from models.samplers import interpolated_noise, picture_noise
 from training import figures
 
 STRIP = 10  # values of t in the strip of a film
-FRAMES = 50  # frames of its animation, at most
+FRAMES = 30  # frames of its animation, at most
 NEIGHBOURS = 4  # training images beside each sample
 CHUNK = 4096  # training images compared at a time
 
