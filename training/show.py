@@ -90,7 +90,7 @@ class Painter:
             for i in range(0, len(items), self.args.batch):
                 batch = items[i : i + self.args.batch]
                 draw, share = noise(batch, self.shape, self.runtime.device), len(batch) / self.steps
-                x0 = self.sample(draw, lambda *_, share=share: bar.update(share))
+                x0 = self.sample(draw, lambda *_, n=share: bar.update(min(n, bar.total - bar.n)))
                 yield batch, self.decode(x0), x0
 
 
