@@ -4,6 +4,7 @@ The same for pixels (MNIST) and latents: only `decode` and the training set diff
 """
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,24 +110,26 @@ def make_pictures(args, runtime, model, scheduler, shape, to_images, training_se
         raise ValueError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
     if as_grid and out.is_dir():
         raise ValueError(f"--out {out} is a folder; for single pictures name it without an ending")
+    others = training_set() if args.neighbours else None
     folder = out.parent if as_grid else out
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--out {out}: {folder} cannot be written to")
     print(f"{args.sampler}, {painter.steps} steps a picture, on {runtime}", flush=True)
+    began = time.monotonic()
     if args.film:
         seeing.film(painter, out)
     elif args.interpolate:
         seeing.interpolation(painter, out, *args.interpolate)
     elif args.neighbours:
-        seeing.neighbours(painter, out, training_set())
+        seeing.neighbours(painter, out, others)
     elif as_grid:
         grid = [to_uint8(images) for _, images, _ in painter.batches(painter.seeds)]
         figures.save_grid(out, torch.cat(grid))
     else:
         fill_folder(painter, out)
+    print(f"saved {out} in {time.monotonic() - began:.1f} s")
     if as_grid:
-        print(f"saved {out}")
         figures.show_window(out)
 
 
@@ -153,7 +156,6 @@ def fill_folder(painter, folder):
     for seeds, images, _ in painter.batches(missing):
         for seed, image in zip(seeds, images, strict=True):
             figures.save_image(paths[seed], figures.single_image(image), text | {"seed": str(seed)})
-    print(f"saved {folder}/: {len(paths)} pictures")
 
 
 def _check_made_alike(path, text):
