@@ -23,7 +23,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 
 # From nothing to new faces: drawn data, an autoencoder, its latents, a denoiser, 15 pictures.
-# Small networks and short trainings: about 7 minutes on 2 cores with AVX512-bf16.
+# Small networks and short trainings: about 5 minutes on 2 cores with AVX512-bf16.
 demo: $(VENV)/.runtime
 	rm -f checkpoints/*/demo_epoch* checkpoints/*/demo.state
 	$(BIN)/python train_encoder.py --data synthetic --name demo --epochs 1 --batch 8 --lr 2e-3 \

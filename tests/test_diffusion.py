@@ -2,22 +2,9 @@
 
 import pytest
 import torch
-from helpers import scheduler, small_unet
+from helpers import MEAN, STD, exact_denoiser, scheduler, small_unet
 
 from models.diffusion import denoising_loss
-
-MEAN, STD = 0.7, 0.5
-
-
-def exact_denoiser(s):
-    """E[eps | xt] for x0 ~ N(MEAN, STD^2): linear in xt."""
-
-    def model(xt, t):
-        bar = s.alpha_bar[t].view(-1, 1, 1, 1)
-        variance = bar * STD**2 + 1 - bar
-        return (1 - bar).sqrt() * (xt - bar.sqrt() * MEAN) / variance
-
-    return model
 
 
 def test_loss_is_the_squared_error_per_sample():

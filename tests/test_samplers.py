@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import randomize, scheduler, small_unet
+from helpers import MEAN, STD, exact_denoiser, randomize, scheduler, small_unet
 
 from models.samplers import (
     SAMPLERS,
@@ -19,7 +19,6 @@ from models.samplers import (
     slerp,
 )
 
-MEAN, STD = 0.7, 0.5
 CASES = [
     ("ddpm", {"sigma_scale": 1.0}),
     ("ddpm", {"sigma_scale": 0.95}),
@@ -28,17 +27,6 @@ CASES = [
     ("ddim", {"eta": 1.0}),
     ("dpm++", {}),
 ]
-
-
-def exact_denoiser(s):
-    """E[eps | xt] for x0 ~ N(MEAN, STD^2): linear in xt."""
-
-    def model(xt, t):
-        bar = s.alpha_bar[t].view(-1, 1, 1, 1)
-        variance = bar * STD**2 + 1 - bar
-        return (1 - bar).sqrt() * (xt - bar.sqrt() * MEAN) / variance
-
-    return model
 
 
 def alpha_bar(s, t):
