@@ -202,7 +202,7 @@ ENCODER = ("--encoder", "checkpoints/autoencoder/1.safetensors")
         ("mnist_diffusion.py", ("--train", "--film"), "--film does not go with --train"),
         ("mnist_diffusion.py", (*SHOW, "--data-root", "data"), "--data-root does not go with"),
         ("latent_diffusion.py", ("--show", "faces.safetensors", "--neighbours"),
-         "--neighbours needs them"),
+         "--neighbours needs the latents that faces.safetensors was trained on"),
         ("mnist_diffusion.py", (*SHOW, "--sigma-scale", -1), "-1 is no number from 0 to 10"),
         ("mnist_diffusion.py", (*SHOW, "--seed", "x"), "x is no whole number"),
         ("mnist_diffusion.py", (*SHOW, "--out", "digits.safetensors"), "is a file, not a folder"),
