@@ -172,9 +172,7 @@ def _training(parser, default):
     group = parser.add_argument_group("training")
     length = group.add_mutually_exclusive_group()
     cpu, gpu = default["images"]
-    many = (
-        f"{cpu:,}" + f" images on a CPU, {gpu:,} on a GPU" * (gpu != cpu) + " images" * (gpu == cpu)
-    )
+    many = f"{cpu:,} images" + (f" on a CPU, {gpu:,} on a GPU" if gpu != cpu else "")
     text = f"passes over the training images in all (default: as many as show {many})"
     _flag(length, "--epochs", text, integer(1, 10**6), "N")
     _flag(length, "--steps", "training steps in all, instead of --epochs", integer(1, 10**9), "N")
