@@ -40,9 +40,9 @@ def ddim(model, scheduler, x, timesteps, noise, eta=0.0, sigma_scale=1.0, on_ste
     for t, t_prev in timesteps:
         eps_hat = _predict(model, xt, t, on_step)
         x0_hat = scheduler.predict_x0(xt, eps_hat, _full(t, xt))
-        bar, bar_prev = _bar(scheduler, t), _bar(scheduler, t_prev)
+        bar, bar_prev = scheduler.bar(t), scheduler.bar(t_prev)
         eps = (xt - math.sqrt(bar) * x0_hat) / math.sqrt(1 - bar)
-        sigma = eta * math.sqrt((1 - bar_prev) / (1 - bar) * (1 - bar / bar_prev))
+        sigma = eta * math.sqrt(scheduler.posterior_variance(t, t_prev))
         direction = math.sqrt(max(0.0, 1 - bar_prev - sigma**2))
         xt = math.sqrt(bar_prev) * x0_hat + direction * eps
         if sigma > 0:
@@ -63,7 +63,7 @@ def dpm_solver_pp(model, scheduler, x, timesteps, noise=None, on_step=None):
         x0_hat = scheduler.predict_x0(xt, eps_hat, _full(t, xt))
         if t_prev < 0:
             return x0_hat
-        bar, bar_prev = _bar(scheduler, t), _bar(scheduler, t_prev)
+        bar, bar_prev = scheduler.bar(t), scheduler.bar(t_prev)
         h = 0.5 * (math.log(bar_prev / (1 - bar_prev)) - math.log(bar / (1 - bar)))
         x0 = x0_hat
         if x0_last is not None:  # extrapolated to the middle of the step
@@ -136,8 +136,3 @@ def _predict(model, xt, t, on_step):
 
 def _full(t, like):
     return torch.full((len(like),), t, device=like.device)
-
-
-def _bar(scheduler, t):
-    """alpha_bar as a float; 1 before the first step."""
-    return scheduler.alpha_bar[t].item() if t >= 0 else 1.0
