@@ -25,6 +25,7 @@ from models.discriminator import (
 from training import figures
 from training.checkpoint import save_model
 from training.ema import EMA
+from training.metrics import psnr
 from training.optimizer import Optimizer, rate_at
 from training.progress import read_metrics
 from training.run import Run, parameters, resume, same_data
@@ -55,12 +56,8 @@ def main(args):
     run = Run(args, runtime, state, order, "checkpoints/autoencoder", "fig/autoencoder")
 
     # Networks: latents at a quarter of the size.
-    c = args.channels
-    widths = c, 2 * c, 4 * c
-    config = AutoencoderConfig(channels, args.latent_channels, widths, args.blocks, norm_groups(c))
-    model = runtime.place(AutoencoderKL(config)).train()
-    layers = 3 if min(args.size) >= 32 else 2  # a patch must fit into the image
-    disc = runtime.place(PatchDiscriminator(DiscriminatorConfig(channels, 2 * c, layers))).train()
+    model, disc = networks(args, channels)
+    model, disc = runtime.place(model).train(), runtime.place(disc).train()
     ema = EMA(model, args.ema)
 
     # Optimizers, and where a resumed run was.
@@ -133,6 +130,17 @@ def main(args):
                 draw_figures(run, runtime, valid, ema.model, disc if args.gan_weight else None)
 
 
+def networks(args, image_channels):
+    """An untrained AutoencoderKL and its PatchDiscriminator, for images of args.size = (H, W)."""
+    c = args.channels
+    widths, groups = (c, 2 * c, 4 * c), norm_groups(c)
+    config = AutoencoderConfig(image_channels, args.latent_channels, widths, args.blocks, groups)
+    layers = 3 if min(args.size) >= 32 else 2  # a patch must fit into the image
+    return AutoencoderKL(config), PatchDiscriminator(
+        DiscriminatorConfig(image_channels, 2 * c, layers)
+    )
+
+
 def gan_phase(step, steps):
     """(whether the discriminator trains, share in [0, 1] of the GAN weight) at this step."""
     done = step / steps
@@ -192,12 +200,6 @@ def reconstruct(model, runtime, x):
         mean.append(posterior.mean.cpu())
         logvar.append(posterior.logvar.cpu())
     return DiagonalGaussian(torch.cat(mean), torch.cat(logvar)), torch.cat(x_hat)
-
-
-def psnr(x, x_hat):
-    """Peak signal-to-noise ratio per image in dB, (B,): both in [-1, 1] (peak 2), x_hat clamped."""
-    error = (x_hat.clamp(-1, 1) - x).square().mean(dim=(1, 2, 3))
-    return 10 * (4 / error).log10()
 
 
 def validate(runtime, valid, **models):

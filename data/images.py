@@ -40,6 +40,10 @@ MNIST_FILES = {
     "train": "train-images-idx3-ubyte",
     "test": "t10k-images-idx3-ubyte",
 }
+MNIST_LABELS = {
+    "train": "train-labels-idx1-ubyte",
+    "test": "t10k-labels-idx1-ubyte",
+}
 
 
 def to_pixels(images):
@@ -66,7 +70,17 @@ def mnist(root, split):
     Reads the original files (.gz or unpacked) in root/MNIST/raw, root/raw or root; downloads them
     to root through torchvision when they are not there. Raises ValueError when that fails.
     """
-    root, name = Path(root), MNIST_FILES[split]
+    return _idx(root, MNIST_FILES[split]).unsqueeze(1)
+
+
+def mnist_labels(root, split):
+    """What the digits of mnist(root, split) are: (60000 or 10000,) int64, 0 to 9."""
+    return _idx(root, MNIST_LABELS[split]).long()
+
+
+def _idx(root, name):
+    """The array of one of MNIST's files: (N, ...) uint8."""
+    root = Path(root)
     folders = [root / "MNIST" / "raw", root / "raw", root]
     found = [f / n for f in folders for n in (name, f"{name}.gz") if (f / n).is_file()]
     if not found:
@@ -80,11 +94,12 @@ def mnist(root, split):
     try:
         raw = found[0].read_bytes()
         raw = gzip.decompress(raw) if found[0].suffix == ".gz" else raw
-        header = np.frombuffer(raw, ">u4", count=4)
-        images = np.frombuffer(raw, np.uint8, offset=16).reshape(header[1:].astype(int))
-    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        dimensions = raw[3]  # the header: 0, 0, the type (8: uint8), how many sizes follow
+        sizes = np.frombuffer(raw, ">u4", count=dimensions, offset=4).astype(int)
+        values = np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
+    except (EOFError, IndexError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise ValueError(f"{found[0]} is damaged ({error}); delete it and try again") from None
-    return torch.from_numpy(images.copy()).unsqueeze(1)
+    return torch.from_numpy(values.copy())
 
 
 def _download(name, root):

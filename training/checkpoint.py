@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from data.files import first_line, write_atomic
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
+from models.classifier import Classifier, ClassifierConfig
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.unet import UNet, UNetConfig
 
@@ -23,6 +24,7 @@ KINDS = {
     "UNet": (UNet, UNetConfig),
     "AutoencoderKL": (AutoencoderKL, AutoencoderConfig),
     "PatchDiscriminator": (PatchDiscriminator, DiscriminatorConfig),
+    "Classifier": (Classifier, ClassifierConfig),
 }
 
 

@@ -1,0 +1,50 @@
+"""All benchmarks but the training curves: python3 -m benchmarks."""
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks import pipeline, sampling, startup, steps
+from benchmarks.report import Report
+from training.runtime import Runtime
+
+ALL = {
+    "steps": lambda report, runtime, args: steps.denoiser_steps(report, runtime),
+    "peak": lambda report, runtime, args: steps.shares_of_peak(report, runtime),
+    "memory": lambda report, runtime, args: steps.memory(report, runtime),
+    "caching": lambda report, runtime, args: pipeline.caching(report, runtime, args.data_root),
+    "epoch": lambda report, runtime, args: pipeline.epoch(report, runtime),
+    "streaming": lambda report, runtime, args: pipeline.streaming(report),
+    "sampling": lambda report, runtime, args: sampling.sampling(report, runtime),
+    "startup": lambda report, runtime, args: startup.startup(report),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = ", ".join(ALL)
+    parser.add_argument("only", nargs="*", choices=[*ALL, []], help=f"{names} (default: all)")
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="where celeba/ is (default: drawn faces)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
+    parser.add_argument("--out", metavar="FILE", help="also write the figures there, as JSON")
+    args = parser.parse_args()
+    runtime = Runtime(args)
+    report, began = Report(), time.monotonic()
+    print(f"{runtime}; torch {torch.__version__}, Python {platform.python_version()}", flush=True)
+    for name in args.only or ALL:
+        ALL[name](report, runtime, args)
+    print(f"\n{report.table()}\n\n{(time.monotonic() - began) / 60:.1f} minutes, {runtime}")
+    if args.out:
+        Path(args.out).write_text(json.dumps([asdict(f) for f in report.figures], indent=1))
+
+
+if __name__ == "__main__":
+    main()

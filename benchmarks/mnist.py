@@ -1,0 +1,366 @@
+"""How soon digits are good: Frechet distance over minutes of training, ours and the peers'.
+
+python3 -m benchmarks.mnist [--minutes 10 30] [--data-root DIR]
+
+Every contender is trained anew for each budget. The budget is turned into steps by its speed,
+measured by turns with the others before: so other work on the machine during hours of training
+changes nothing. A finished training is kept in checkpoints/benchmark/mnist.jsonl; run again, this
+goes on with what is missing.
+"""
+
+import argparse
+import copy
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from benchmarks import steps
+from benchmarks.report import ROOT, Report, alternate, installed
+from data.images import mnist, to_pixels
+from data.order import ShuffledOrder
+from models.diffusion import denoising_loss
+from models.samplers import picture_noise, sample
+from training import denoiser, options
+from training.classifier import features, mnist_classifier
+from training.ema import EMA
+from training.metrics import frechet_distance
+from training.optimizer import Optimizer, rate_at
+from training.runtime import Runtime
+from training.show import load_denoiser
+
+SAMPLES, SAMPLING_STEPS, BATCH = 2000, 50, 200
+RESULTS = "checkpoints/benchmark/mnist.jsonl"
+RUN_NAME = "benchmark"
+OVERHEAD = 0.05  # share of our minutes that go to validation, figures and checkpoints
+
+
+class Peer:
+    """A peer's network in training on digits, and samples of its averaged weights.
+
+    schedule(step, steps): the share of lr. ema(network): something with update(step) and .model.
+    """
+
+    def __init__(self, device, batch, lr, schedule, ema, betas, accumulate=1):
+        self.device, self.batch, self.schedule, self.lr = device, batch, schedule, lr
+        self.accumulate = accumulate
+        self.network = self.make().to(device).train()
+        self.ema = ema(self.network)
+        self.optimizer = self.make_optimizer(lr, betas)
+
+    def step(self, images, step, total):
+        """One update from self.accumulate batches of uint8 digits."""
+        for part in images.to(self.device).chunk(self.accumulate):
+            (self.loss(to_pixels(part)) / self.accumulate).backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * self.schedule(step, total)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(step)
+
+
+class Diffusers(Peer):
+    """UNet2DModel of our structure, trained as examples/unconditional_image_generation does."""
+
+    def make(self):
+        import diffusers
+
+        self.scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+        config = our_network()[0].config
+        n = len(config.channels)
+        return diffusers.UNet2DModel(
+            in_channels=1, out_channels=1, block_out_channels=config.channels,
+            layers_per_block=config.blocks, down_block_types=["DownBlock2D"] * n,
+            up_block_types=["UpBlock2D"] * n, norm_num_groups=config.groups, add_attention=False,
+        )  # fmt: skip
+
+    def make_optimizer(self, lr, betas):
+        return torch.optim.AdamW(self.network.parameters(), lr=lr, betas=betas, weight_decay=1e-6)
+
+    def loss(self, x0):
+        noise = torch.randn_like(x0)
+        t = torch.randint(0, 1000, (len(x0),), device=x0.device)
+        out = self.network(self.scheduler.add_noise(x0, noise, t), t).sample
+        return F.mse_loss(out, noise)
+
+    def samples(self, seeds):
+        model = self.ema.model.eval()
+        draw = picture_noise(seeds, (1, 28, 28), self.device)
+        return sample(lambda xt, t: model(xt, t).sample, our_network()[1], draw, "ddpm",
+                      SAMPLING_STEPS)  # fmt: skip
+
+
+class DDPMPytorch(Peer):
+    """Unet of as many parameters as ours, three levels, in GaussianDiffusion as its README does."""
+
+    def make(self):
+        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+        ours = our_network()[0]
+        model = steps.equal_size(lambda dim: Unet(dim=dim, dim_mults=(1, 2, 4), channels=1), ours)
+        return GaussianDiffusion(
+            model, image_size=28, sampling_timesteps=SAMPLING_STEPS, ddim_sampling_eta=1.0
+        )
+
+    def make_optimizer(self, lr, betas):
+        return torch.optim.Adam(self.network.parameters(), lr=lr, betas=betas)
+
+    def loss(self, x0):
+        return self.network(x0 / 2 + 0.5)  # it takes [0, 1]
+
+    def samples(self, seeds):
+        torch.manual_seed(seeds[0])  # its sampler draws all pictures' noise from one generator
+        return self.ema.model.eval().sample(batch_size=len(seeds)) * 2 - 1
+
+
+class OurEMA:
+    """Averaged as ours are."""
+
+    def __init__(self, model):
+        self.weights, self.ema = model, EMA(model, mnist_args().ema)
+        self.model = self.ema.model
+
+    def update(self, step):
+        self.ema.update(self.weights, step)
+
+
+class DiffusersEMA:
+    """As the example's --use_ema: at most 0.9999, warmed up with power 3/4."""
+
+    def __init__(self, model):
+        from diffusers.training_utils import EMAModel
+
+        self.weights, self.average = model, copy.deepcopy(model)
+        self.ema = EMAModel(
+            model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75
+        )
+
+    def update(self, step):
+        self.ema.step(self.weights.parameters())
+
+    @property
+    def model(self):
+        self.ema.copy_to(self.average.parameters())
+        return self.average
+
+
+class DDPMPytorchEMA:
+    """As its Trainer: 0.995, every 10 steps."""
+
+    def __init__(self, model):
+        from ema_pytorch import EMA as TheirEMA
+
+        self.ema = TheirEMA(model, beta=0.995, update_every=10)
+
+    def update(self, step):
+        self.ema.update()
+
+    @property
+    def model(self):
+        return self.ema.ema_model
+
+
+def cosine(step, total):
+    """diffusers' "cosine" schedule with a warm-up of 500 steps."""
+    if step < 500:
+        return step / 500
+    return 0.5 * (1 + math.cos(math.pi * (step - 500) / max(1, total - 500)))
+
+
+def mnist_args(*more):
+    """The arguments of MNIST's training, all defaults."""
+    return options.parse_mnist(["--train", *more])
+
+
+def our_network():
+    return denoiser.network_and_schedule(mnist_args(), 1, (1, 2, 2), clip_x0=True)
+
+
+def peers():
+    """{name: function of a device -> Peer} of those that are installed."""
+    args = mnist_args()
+    ours = {"batch": args.batch, "lr": args.lr, "schedule": rate_at, "ema": OurEMA}
+    ours |= {"betas": (0.9, 0.99)}
+    found = {}
+    if installed("diffusers"):
+        theirs = {"batch": 16, "lr": 1e-4, "schedule": cosine, "ema": DiffusersEMA}
+        theirs |= {"betas": (0.95, 0.999)}
+        found["diffusers, as its example"] = lambda device: Diffusers(device, **theirs)
+        found["diffusers, our rate and EMA"] = lambda device: Diffusers(device, **ours)
+    if installed("denoising_diffusion_pytorch"):
+        constant = {"batch": 64, "accumulate": 2, "lr": 8e-5, "schedule": lambda *_: 1.0}
+        constant |= {"ema": DDPMPytorchEMA, "betas": (0.9, 0.99)}
+        name = "denoising-diffusion-pytorch"
+        found[f"{name}, as its README"] = lambda device: DDPMPytorch(device, **constant)
+        found[f"{name}, our rate and EMA"] = lambda device: DDPMPytorch(device, **ours)
+    return found
+
+
+# ---- Speeds, trainings, distances ---------------------------------------------------------------
+
+
+def step_of(name, device):
+    """A function that makes one training step of a contender, for its speed."""
+    if name == "ours":
+        return our_step(device)
+    peer = peers()[name](torch.device(device))
+    images = torch.zeros(peer.batch, 1, 28, 28, dtype=torch.uint8)
+    return lambda: peer.step(images, 1000, 10_000)
+
+
+def our_step(device):
+    """The same of mnist_diffusion.py --train."""
+    args = mnist_args("--device", device)
+    runtime = Runtime(args)
+    model, scheduler = our_network()
+    model = runtime.place(model).train()
+    ema = EMA(model, args.ema)
+    optimizer = Optimizer(model, args.lr, (0.9, 0.99), denoiser.MAX_GRADIENT, runtime)
+    images = torch.zeros(args.batch, 1, 28, 28, dtype=torch.uint8)
+
+    def step():
+        x0 = runtime.send(to_pixels(images))
+        with runtime.autocast():
+            losses, _ = denoising_loss(model, scheduler, x0)
+        optimizer.step(losses.mean(), 1.0)
+        ema.update(model, 1000)
+
+    return step
+
+
+def train_peer(name, device, digits, total):
+    """A Peer after so many steps on the digits."""
+    torch.manual_seed(0)
+    peer = peers()[name](device)
+    order = ShuffledOrder(len(digits), peer.batch, 0)
+    for step in tqdm(range(total), desc=name, unit="step", mininterval=10):
+        peer.step(digits[order.indices(step)], step, total)
+    return peer
+
+
+def train_ours(device, data_root, total):
+    """A function of seeds -> samples, of mnist_diffusion.py --train after so many steps."""
+    for old in Path("checkpoints/mnist").glob(f"{RUN_NAME}_epoch*"):
+        old.unlink()
+    command = [sys.executable, ROOT / "mnist_diffusion.py", "--train", "--name", RUN_NAME]
+    command += ["--steps", total, "--data-root", data_root, "--device", device]
+    subprocess.run(list(map(str, command)), check=True)
+    runtime = Runtime(mnist_args("--device", str(device)))
+    newest = max(Path("checkpoints/mnist").glob(f"{RUN_NAME}_epoch*"), key=lambda p: p.name)
+    model, scheduler, facts = load_denoiser(newest, "pixels")
+    assert facts["step"] == total
+    model = runtime.place(model)
+
+    def samples(seeds):
+        with runtime.autocast():
+            draw = picture_noise(seeds, (1, 28, 28), runtime.device)
+            return sample(model, scheduler, draw, "ddpm", SAMPLING_STEPS)
+
+    return samples
+
+
+@torch.no_grad()
+def sample_features(classifier, samples):
+    """(SAMPLES, 128) features of the pictures of seeds 0 to SAMPLES - 1."""
+    seeds = list(range(SAMPLES))
+    batches = [seeds[i : i + BATCH] for i in range(0, SAMPLES, BATCH)]
+    parts = [samples(batch).float().cpu() for batch in tqdm(batches, desc="sampling")]
+    return features(classifier, torch.cat(parts))
+
+
+def floor(classifier, data_root, test):
+    """Mean distance to the test set, over 5 draws, of as many training images."""
+    images = mnist(data_root, "train")
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randperm(len(images), generator=generator)[:SAMPLES] for _ in range(5)]
+    return sum(
+        frechet_distance(features(classifier, to_pixels(images[draw])), test) for draw in draws
+    ) / len(draws)
+
+
+def contend(name, minutes, speed, device, data_root):
+    """Train a contender for so many minutes, at speed steps/s; a record of how far it came."""
+    digits, classifier = mnist(data_root, "train"), mnist_classifier(data_root)
+    test = features(classifier, to_pixels(mnist(data_root, "test")))
+    total = round(60 * minutes * speed * (1 - OVERHEAD if name == "ours" else 1))
+    began = time.monotonic()
+    if name == "ours":
+        samples, batch = train_ours(device, data_root, total), mnist_args().batch
+    else:
+        peer = train_peer(name, device, digits, total)
+        samples, batch = peer.samples, peer.batch
+    took = (time.monotonic() - began) / 60
+    return {
+        "contender": name, "minutes": minutes, "steps": total, "images": total * batch,
+        "took": took, "distance": frechet_distance(sample_features(classifier, samples), test),
+    }  # fmt: skip
+
+
+def read_results():
+    """(speeds {name: steps/s}, records) of what was measured before."""
+    lines = Path(RESULTS).read_text().splitlines() if Path(RESULTS).is_file() else []
+    records = [json.loads(line) for line in lines]
+    speeds = {}
+    for record in records:
+        speeds |= record.get("speeds", {})
+    return speeds, [record for record in records if "speeds" not in record]
+
+
+def keep(record):
+    """Add a line to the results."""
+    Path(RESULTS).parent.mkdir(parents=True, exist_ok=True)
+    with open(RESULTS, "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30], help="budgets")
+    parser.add_argument("--only", nargs="+", help="some of the contenders, by their names")
+    parser.add_argument("--data-root", default="data", metavar="DIR", help="where MNIST/ is")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    args = parser.parse_args()
+    device = Runtime(mnist_args("--device", args.device)).device
+    names = ["ours", *peers()]
+    if unknown := set(args.only or []) - set(names):
+        parser.error(f"no contender {unknown.pop()!r}; there are {', '.join(names)}")
+    speeds, records = read_results()
+    if missing := [name for name in names if name not in speeds]:
+        makers = {n: f"mnist.step_of({n!r}, {device.type!r})" for n in missing}
+        seconds = alternate(makers, rounds=9, calls=3)
+        keep({"speeds": {name: 1 / value for name, value in seconds.items()}})
+        speeds, _ = read_results()
+    for minutes in args.minutes:
+        for name in args.only or names:
+            if not any((r["contender"], r["minutes"]) == (name, minutes) for r in records):
+                records.append(contend(name, minutes, speeds[name], device, args.data_root))
+                keep(records[-1])
+    show(records, args.data_root)
+
+
+def show(records, data_root):
+    """All figures of the file, and the floor."""
+    report, classifier = Report(), mnist_classifier(data_root)
+    test = features(classifier, to_pixels(mnist(data_root, "test")))
+    value = floor(classifier, data_root, test)
+    note = f"{SAMPLES} training images against the test set, mean of 5 draws"
+    report.add("floor", value, "Frechet distance", note=note)
+    for r in sorted(records, key=lambda r: (r["minutes"], r["distance"])):
+        best = min(q["distance"] for q in records if q["minutes"] == r["minutes"])
+        others = [q for q in records if q["minutes"] == r["minutes"] and q is not r]
+        note = f"{r['images']:,} images in {r['steps']:,} steps, {r['took']:.1f} minutes"
+        target = f"<= {best:.2f}" if r["contender"] == "ours" and others else ""
+        name = f"{r['contender']}, {r['minutes']:g} minutes"
+        report.add(name, r["distance"], "Frechet distance", target, note)
+    print(f"\n{report.table()}")
+
+
+if __name__ == "__main__":
+    main()

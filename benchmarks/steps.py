@@ -1,0 +1,336 @@
+"""A training step: ours and the peers', its share of the machine's peak, and its memory.
+
+Networks and batches are the defaults of train_encoder.py and latent_diffusion.py, at the size that
+CelebA has on this machine. Data are random numbers: no speed depends on them.
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import train_encoder
+from benchmarks.report import alternate, installed, python, synchronize
+from models.diffusion import denoising_loss
+from models.discriminator import discriminator_loss
+from training import denoiser, options
+from training.ema import EMA
+from training.optimizer import Optimizer
+from training.runtime import Runtime
+
+# (batch, channels, height): 3x3 convolutions of as many channels to as many; and n x n matrices.
+CONVOLUTIONS = [(16, 64, 64), (16, 128, 32), (64, 128, 16), (64, 256, 16), (64, 256, 8)]
+MATRICES = [1024, 2048, 4096, 8192]
+
+
+def latent_args(*more):
+    """The arguments of a denoiser's training, all defaults."""
+    return options.parse_latent(["--train", "--encoder", "none", *more])
+
+
+def encoder_args(on_gpu):
+    """The arguments of an autoencoder's training on CelebA, all defaults."""
+    args = options.parse_encoder([])
+    args.size = options.default_size("celeba", on_gpu)
+    return args
+
+
+def latent_shape(on_gpu):
+    """(c, h, w) of CelebA's latents at the default size of this machine."""
+    height, width = options.default_size("celeba", on_gpu)
+    return 3, height // 4, width // 4
+
+
+def our_network():
+    """The denoiser of latent_diffusion.py --train, untrained."""
+    return denoiser.network_and_schedule(latent_args(), 3, (1, 2, 4), clip_x0=False)
+
+
+def our_denoiser(device, precision):
+    """(step, network): a function that makes one training step on whitened latents."""
+    args, runtime = latent_args(), machine(device, precision)
+    model, scheduler = our_network()
+    model = runtime.place(model).train()
+    ema = EMA(model, args.ema)
+    optimizer = Optimizer(model, args.lr, (0.9, 0.99), denoiser.MAX_GRADIENT, runtime)
+    x0 = runtime.send(torch.randn(args.batch, *latent_shape(runtime.on_gpu)))
+
+    def step():
+        with runtime.autocast():
+            losses, _ = denoising_loss(model, scheduler, x0)
+        optimizer.step(losses.mean(), 1.0)
+        ema.update(model, 1000)
+
+    return step, model
+
+
+def diffusers_denoiser(device, precision):
+    """The same network and batch by diffusers, in the steps of its own training example: AdamW,
+    clipping, no EMA (that example's default)."""
+    import diffusers
+
+    ours, _ = our_network()
+    config, n = ours.config, len(ours.config.channels)
+    model = diffusers.UNet2DModel(
+        in_channels=config.in_channels, out_channels=config.in_channels,
+        block_out_channels=config.channels, layers_per_block=config.blocks,
+        down_block_types=["DownBlock2D"] * n, up_block_types=["UpBlock2D"] * n,
+        norm_num_groups=config.groups, add_attention=False,
+        sample_size=latent_shape(device != "cpu")[1:],
+    )  # fmt: skip
+    model = model.to(device).train()
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
+    x0 = torch.randn(latent_args().batch, *latent_shape(device != "cpu"), device=device)
+
+    def step():
+        noise = torch.randn_like(x0)
+        t = torch.randint(0, 1000, (len(x0),), device=device)
+        with autocast(device, precision):
+            out = model(scheduler.add_noise(x0, noise, t), t).sample
+        F.mse_loss(out.float(), noise).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, model
+
+
+def ddpm_pytorch_denoiser(device, precision):
+    """denoising-diffusion-pytorch's Unet with as many parameters as ours, in the steps of its
+    Trainer: Adam, clipping, EMA at every tenth step."""
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+    from ema_pytorch import EMA as TheirEMA
+
+    shape = latent_shape(device != "cpu")
+    model = equal_size(
+        lambda dim: Unet(dim=dim, dim_mults=(1, 2, 4), channels=shape[0]), our_network()[0]
+    )
+    diffusion = GaussianDiffusion(model, image_size=shape[1:], auto_normalize=False)
+    diffusion = diffusion.to(device).train()
+    optimizer = torch.optim.Adam(diffusion.parameters(), lr=8e-5, betas=(0.9, 0.99))
+    ema = TheirEMA(diffusion, beta=0.995, update_every=10).to(device)
+    x0 = torch.randn(latent_args().batch, *shape, device=device)
+
+    def step():
+        with autocast(device, precision):
+            loss = diffusion(x0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update()
+
+    return step, model
+
+
+def autocast(device, precision):
+    """The line that a peer's user can add; nothing for fp32."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device, dtype, enabled=precision != "fp32")
+
+
+def equal_size(make, like):
+    """make(dim) for the multiple of 8 that comes nearest to the number of parameters of like."""
+    wanted = size(like)
+    dims = range(8, 257, 8)
+    with torch.device("meta"):
+        best = min(dims, key=lambda dim: abs(size(make(dim)) - wanted))
+    return make(best)
+
+
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def our_autoencoder(device, precision):
+    """(step, network): one training step of generator and discriminator together."""
+    runtime = machine(device, precision)
+    args = encoder_args(runtime.on_gpu)
+    model, disc = train_encoder.networks(args, 3)
+    model, disc = runtime.place(model).train(), runtime.place(disc).train()
+    ema = EMA(model, args.ema)
+    optimizer = Optimizer(model, args.lr, (0.9, 0.99), train_encoder.MAX_GRADIENT, runtime)
+    disc_optimizer = Optimizer(disc, 0.2 * args.lr, (0.5, 0.9), train_encoder.MAX_GRADIENT, runtime)
+    x = runtime.send(torch.rand(args.batch, 3, *args.size) * 2 - 1)
+
+    def step():
+        with runtime.autocast():
+            x_hat, posterior = model(x)
+        x_hat = x_hat.float()
+        # x * 1: FlopCounterMode cannot count what autograd.grad does from a module's own input.
+        loss_gan, _ = train_encoder.adaptive_gan_loss(
+            lambda leaf: disc(leaf * 1), x, x_hat, runtime, optimizer
+        )
+        loss = (x_hat - x).square().mean() + 1e-4 * posterior.kl().mean() + 0.5 * loss_gan
+        optimizer.step(loss, 1.0)
+        ema.update(model, 1000)
+        with runtime.autocast():
+            real, fake = disc(torch.cat([x, x_hat.detach()])).chunk(2)
+        disc_optimizer.step(discriminator_loss(real, fake), 1.0)
+
+    return step, model
+
+
+# ---- Figures ------------------------------------------------------------------------------------
+
+CONTENDERS = {
+    "ours": our_denoiser,
+    "diffusers": diffusers_denoiser,
+    "denoising_diffusion_pytorch": ddpm_pytorch_denoiser,
+    "autoencoder": our_autoencoder,
+}
+
+
+def make(name, device, precision):
+    """The step of one of CONTENDERS."""
+    return CONTENDERS[name](device, precision)[0]
+
+
+def machine(device, precision):
+    return Runtime(argparse.Namespace(device=device, precision=precision))
+
+
+def denoisers(runtime):
+    """{what stands in the table: (contender, precision)} of those that are installed. Peers as
+    they come: fp32 on a CPU and bf16 on a GPU; then in bf16, where this machine multiplies in it.
+    """
+    precisions = ["bf16"] if runtime.on_gpu else ["fp32", "bf16"]
+    if runtime.precision == "fp32":
+        precisions = ["fp32"]
+    found = {"ours": ("ours", runtime.precision)}
+    for package in ("diffusers", "denoising_diffusion_pytorch"):
+        if installed(package):
+            found |= {f"{package}, {precision}": (package, precision) for precision in precisions}
+    return found
+
+
+def denoiser_steps(report, runtime):
+    """Images/s of a denoiser's training step, ours against the peers'."""
+    device = runtime.device.type
+    makers = {
+        label: f"steps.make({name!r}, {device!r}, {precision!r})"
+        for label, (name, precision) in denoisers(runtime).items()
+    }
+    seconds = alternate(makers, rounds=9, calls=2)
+    batch = latent_args().batch
+    shape = "x".join(map(str, latent_shape(runtime.on_gpu)))
+    for label, (name, precision) in denoisers(runtime).items():
+        millions = size(CONTENDERS[name](device, precision)[1]) / 1e6
+        note = f"{precision}, {millions:.1f} M parameters, batch {batch} of {shape}"
+        report.add(f"denoiser step, {label}", batch / seconds[label], "latents/s", note=note)
+        if label == "ours":
+            continue
+        at_least = 4 if name.startswith("denoising") else 1.5 if runtime.on_gpu else 1.7
+        usual = precision == ("bf16" if runtime.on_gpu else "fp32")
+        ratio = seconds[label] / seconds["ours"]
+        target = f">= {at_least}" if usual else ""
+        report.add(f"denoiser step, ours against {label}", ratio, "times", target)
+
+
+def shares_of_peak(report, runtime):
+    """FLOP/s of our training steps over the highest rate that this machine shows."""
+    best, where = peak(runtime)
+    note = f"{where}; {platform.processor() or platform.machine()}"
+    report.add("arithmetic peak", best / 1e12, f"TFLOP/s in {runtime.precision}", note=note)
+    args = encoder_args(runtime.on_gpu)
+    jobs = {"denoiser": ("ours", latent_args().batch), "autoencoder": ("autoencoder", args.batch)}
+    targets = {"denoiser": ">= 0.45" if runtime.on_gpu else ">= 0.55", "autoencoder": ">= 0.45"}
+    arguments = f"{runtime.device.type!r}, {runtime.precision!r}"
+    makers = {label: f"steps.make({name!r}, {arguments})" for label, (name, _) in jobs.items()}
+    seconds = alternate(makers)
+    for label, (name, batch) in jobs.items():
+        flops = count(make(name, runtime.device.type, runtime.precision))
+        milliseconds = 1e3 * seconds[label] / batch
+        note = f"{flops / batch / 1e9:.2f} GFLOP and {milliseconds:.2f} ms an image"
+        share = flops / seconds[label] / best
+        report.add(f"{label} step, share of peak", share, "", targets[label], note)
+    note = f"{args.size[0]}x{args.size[1]}, batch {args.batch}"
+    speed = args.batch / seconds["autoencoder"]
+    report.add("autoencoder step, with GAN", speed, "images/s", note=note)
+
+
+def count(step):
+    """FLOPs of one call, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+@torch.no_grad()
+def peak(runtime):
+    """(highest FLOP/s, of which shape) among CONVOLUTIONS and MATRICES, in runtime's precision."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    more = {"device": runtime.device, "dtype": dtype[runtime.precision]}
+    rates = {}
+
+    def measure(name, function, flops):
+        times = []
+        for i in range(8):
+            synchronize()
+            began = time.perf_counter()
+            function()
+            synchronize()
+            times += [time.perf_counter() - began] * (i >= 3)
+        rates[name] = flops / statistics.median(times)
+
+    for batch, c, height in CONVOLUTIONS:
+        x = torch.randn(batch, c, height, height, **more)
+        x = x.contiguous(memory_format=runtime.memory_format)
+        w = torch.randn(c, c, 3, 3, **more).contiguous(memory_format=runtime.memory_format)
+        name = f"3x3 convolution, {c} channels, {batch}x{height}x{height}"
+        measure(name, lambda x=x, w=w: F.conv2d(x, w, padding=1), 18 * c * c * x[:, 0].numel())
+    for n in MATRICES if runtime.on_gpu else MATRICES[:3]:
+        a = torch.randn(n, n, **more)
+        measure(f"product of {n}x{n} matrices", lambda a=a: a @ a, 2 * n**3)
+    best = max(rates, key=rates.get)
+    return rates[best], best
+
+
+def memory(report, runtime):
+    """Peak memory of a training step, each in a process of its own."""
+    device = runtime.device.type
+    jobs = denoisers(runtime) | {"autoencoder": ("autoencoder", runtime.precision)}
+    code = "from benchmarks import steps; print(steps.peak_memory{!r})"
+    found = {
+        label: float(python(code.format((name, device, precision))))
+        for label, (name, precision) in jobs.items()
+    }
+    usual = next((gb for label, gb in found.items() if label.startswith("diffusers")), None)
+    for label, gb in found.items():
+        what = "autoencoder step with GAN" if label == "autoencoder" else f"denoiser step, {label}"
+        target, note = "", ""
+        if label == "ours" and usual:
+            target, note = f"<= {usual:.3f}", "the target is diffusers' own"
+        report.add(f"peak memory, {what}", gb, "GB", target, note)
+
+
+def peak_memory(name, device, precision):
+    """GB at most in this process after five training steps of a contender; on a CPU what the
+    process had before it made the network is taken off."""
+    before = resident()
+    step = make(name, device, precision)
+    for _ in range(5):
+        step()
+    if torch.cuda.is_available() and device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resident(peak=True) - before
+
+
+def resident(peak=False):
+    """GB of this process in memory, now or at most."""
+    if sys.platform == "linux":
+        text = Path("/proc/self/status").read_text().split()
+        return int(text[text.index("VmHWM:" if peak else "VmRSS:") + 1]) * 1024 / 1e9
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
