@@ -1,4 +1,4 @@
-"""The loss of Ho et al. 2020, a pure function of a callable model(xt, t) -> eps_hat."""
+"""The loss of Ho et al. 2020, a pure function of a callable model(xt, t) -> eps_hat; its weights."""
 
 import torch
 
@@ -14,3 +14,17 @@ def denoising_loss(model, scheduler, x0, t=None, eps=None):
         eps = torch.randn_like(x0)
     eps_hat = model(scheduler.add_noise(x0, eps, t), t)
     return (eps_hat - eps).square().mean(dim=(1, 2, 3)), t
+
+
+def min_snr_weights(scheduler, gamma):
+    """What each t's loss counts, (T,) float32 of mean 1: in proportion to min(SNR, gamma) / SNR.
+
+    SNR = alpha_bar / (1 - alpha_bar). Detail that nobody sees, at small t, then takes less of the
+    network's effort. Hang et al. 2023 (arXiv:2303.09556), section 3.4, for epsilon prediction.
+    gamma = 0: all t alike, as in Ho et al. 2020.
+    """
+    if gamma == 0:
+        return torch.ones(scheduler.num_steps)
+    snr = scheduler.alpha_bar / (1 - scheduler.alpha_bar)
+    weights = snr.clamp(max=gamma) / snr
+    return (weights / weights.mean()).float()

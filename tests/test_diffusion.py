@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import MEAN, STD, exact_denoiser, scheduler, small_unet
 
-from models.diffusion import denoising_loss
+from models.diffusion import denoising_loss, min_snr_weights
 
 
 def test_loss_is_the_squared_error_per_sample():
@@ -39,3 +39,15 @@ def test_loss_draws_every_t():
 def test_untrained_network_has_loss_one():
     losses, _ = denoising_loss(small_unet(), scheduler(), torch.randn(64, 1, 8, 8))
     assert losses.mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_min_snr_weights_are_those_of_the_paper():
+    s = scheduler()
+    weights = min_snr_weights(s, 5.0)
+    assert weights.mean().item() == pytest.approx(1)
+    snr = s.alpha_bar / (1 - s.alpha_bar)
+    noisy = snr <= 5
+    ratio = weights / torch.where(noisy, 1.0, 5.0 / snr).float()
+    torch.testing.assert_close(ratio, ratio[-1].expand(1000))
+    assert 100 < int((~noisy).sum()) < 900  # both kinds are there
+    assert torch.equal(min_snr_weights(s, 0), torch.ones(1000))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -201,6 +202,24 @@ def test_bf16_and_channels_last_give_the_fp32_loss():
     (loss, grad), (loss16, grad16) = results["fp32"], results["bf16"]
     assert loss16 == pytest.approx(loss, rel=0.02)
     assert (grad16 - grad).norm() < 0.05 * grad.norm()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_gives_the_same_loss_and_gradient():
+    model = randomize(small_unet(3, channels=(8, 8)))
+    x, t = torch.randn(4, 3, 8, 8), torch.arange(4) * 100
+    runtime = cpu()
+    results = []
+    for wish in ("off", "on"):
+        runtime.decide_compile(wish, steps=1)
+        forward = runtime.compiled(model)
+        assert (forward is model) == (wish == "off")
+        loss = (forward(x, t) - 1).square().mean()
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        results.append((loss, torch.cat([g.flatten() for g in grads])))
+    (loss, grad), (compiled_loss, compiled_grad) = results
+    torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=0)
+    assert (compiled_grad - grad).norm() < 1e-4 * grad.norm()
 
 
 # ---- Whole runs ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from data.order import ShuffledOrder
 from models.blocks import norm_groups
-from models.diffusion import denoising_loss
+from models.diffusion import denoising_loss, min_snr_weights
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
@@ -71,15 +71,15 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
     )
 
     forward = runtime.compiled(model)
+    weights = min_snr_weights(scheduler, args.min_snr).to(runtime.device)
     with run.progress() as progress:
         for step in range(run.start, run.steps):
             x0 = data.draw(run.order.indices(step))
             with runtime.autocast():
                 losses, t = denoising_loss(forward, scheduler, x0)
-            loss = losses.mean()
-            norm = optimizer.step(loss, rate_at(step, run.steps))
+            norm = optimizer.step((weights[t] * losses).mean(), rate_at(step, run.steps))
             ema.update(model, step)
-            progress.add(loss=loss, gradient_norm=norm, **band_sums(losses, t, scheduler.num_steps))
+            progress.add(loss=losses.mean(), gradient_norm=norm, **band_sums(losses, t, scheduler.num_steps))
 
             done = step + 1
             if run.report_due(done):

@@ -12,11 +12,11 @@ import traceback
 from pathlib import Path
 
 # images: shown in all, (on a CPU, on a GPU), which gives the default of --epochs for any data set.
-MNIST = {"images": (720_000, 720_000), "batch": 128, "lr": 2e-3, "channels": 32, "blocks": 1,
-         "num_images": 30}  # fmt: skip
+MNIST = {"images": (720_000, 720_000), "batch": 64, "lr": 2e-3, "channels": 32, "blocks": 1,
+         "min_snr": 5.0, "num_images": 30}  # fmt: skip
 ENCODER = {"images": (170_000, 1_600_000), "batch": 16, "lr": 1e-3, "channels": 32, "blocks": 1}
 LATENT = {"images": (700_000, 3_200_000), "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 1,
-          "num_images": 15}  # fmt: skip
+          "min_snr": 0.0, "num_images": 15}  # fmt: skip
 CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W); CelebA on a GPU, all else
 
 # What belongs to the machine is not kept in a run's state; what is movable may be typed anew when
@@ -24,8 +24,8 @@ CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W); CelebA on a GPU, all e
 MACHINE = {"device", "compile", "workers"}
 MOVABLE = MACHINE | {"precision", "data_root", "encoder", "epochs", "steps", "resume", "train"}
 ONLY_TRAIN = {
-    "data", "size", "epochs", "steps", "lr", "channels", "blocks", "dropout", "ema", "name",
-    "resume", "mirror", "data_root", "compile", "workers",
+    "data", "size", "epochs", "steps", "lr", "channels", "blocks", "dropout", "min_snr", "ema",
+    "name", "resume", "mirror", "data_root", "compile", "workers",
 }  # fmt: skip
 ONLY_SHOW = {
     "num_images", "sampler", "sampling_steps", "eta", "sigma_scale", "out", "film", "interpolate",
@@ -207,6 +207,8 @@ def _denoiser(parser, default):
     group = _network(parser, "network", default)
     text = "dropout inside the residual blocks, 0 to below 1"
     _flag(group, "--dropout", text, number(0, 1, open_high=True), "P", 0.0)
+    text = "what each t counts in the loss: in proportion to min(SNR, G) / SNR; 0: all t alike"
+    _flag(group, "--min-snr", text, number(0, 1e6), "G", default["min_snr"])
 
 
 def _showing(parser, default, folder):
