@@ -3,6 +3,7 @@
 python3 latent_diffusion.py --train --encoder checkpoints/autoencoder/AAA.safetensors
 python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \
     --encoder checkpoints/autoencoder/AAA.safetensors
+python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors
 """
 
 from training import options
@@ -19,20 +20,23 @@ from data.images import open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
 from models.blocks import check_divides
 from training import denoiser
-from training.checkpoint import find_by_fingerprint, fingerprint, load_model
+from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
+from training.evaluate import autoencoder_spaces, dataset_images, evaluate_denoiser
 from training.progress import fact
 from training.run import resume, same_data
 from training.runtime import Runtime
 from training.seeing import TrainingSet
-from training.show import load_denoiser, make_pictures
+from training.show import Painter, load_denoiser, make_pictures
 
 
 def main(args):
-    """Train or show, as the arguments say."""
+    """Train, show or evaluate, as the arguments say."""
     if args.train:
         train(args)
-    else:
+    elif args.show:
         show(args)
+    else:
+        evaluate(args)
 
 
 def train(args):
@@ -68,6 +72,8 @@ def train(args):
     facts = {
         "space": "latents",
         "shape": list(data.valid.shape[1:]),
+        "data": args.data,
+        "data_root": args.data_root,
         "size": args.size,
         "scheduler": asdict(scheduler.config),
         "latent_stats": asdict(stats),
@@ -86,12 +92,7 @@ def cached_latents(args, state, runtime, autoencoder, trained_on):
             args.data_root = trained_on["data_root"]
     splits = open_images(args.data, args.data_root, args.size)
     images = {split: splits[split] for split in ("train", "valid")}
-    wanted, got = autoencoder.config.image_channels, images["train"].channels
-    if wanted != got:
-        raise ValueError(
-            f"{args.encoder} encodes images of {wanted} channels, but those of {args.data} have "
-            f"{got}; train an autoencoder on them"
-        )
+    check_channels(args.encoder, autoencoder, images["train"])
     same_data(args, state, cache_id(args.autoencoder_id, images, args.mirror))
     folder = Path("encoded_img") / args.data_id
     shape = (autoencoder.config.latent_channels, *(n // autoencoder.stride for n in args.size))
@@ -112,35 +113,79 @@ def cached_latents(args, state, runtime, autoencoder, trained_on):
 
 def show(args):
     """Generate pictures: sample latents, unwhiten them, decode."""
-    model, scheduler, facts = load_denoiser(args.show, "latents")
-    wanted = facts["autoencoder_id"]
-    encoder = args.encoder or find_by_fingerprint("checkpoints/autoencoder", wanted)
-    if encoder is None:
-        raise ValueError(
-            f"{args.show} was trained with autoencoder {wanted[:8]}, which is not in "
-            "checkpoints/autoencoder; pass it as --encoder"
-        )
-    autoencoder, _ = load_model(encoder, "AutoencoderKL")
-    if fingerprint(autoencoder) != wanted:
-        raise ValueError(refusal(args.show, wanted, encoder, fingerprint(autoencoder)))
-    runtime = Runtime(args)
-    autoencoder = runtime.place(autoencoder)
+    runtime, model, scheduler, facts, autoencoder, _ = load_both(args, args.show)
     stats = LatentStats(**facts["latent_stats"])
 
     def to_images(z):
         return autoencoder.decode(stats.unwhiten(z))
 
     def training_set():
-        folder = Path("encoded_img") / str(facts.get("cache"))
-        if not (folder / MANIFEST).is_file():
-            raise ValueError(
-                f"--neighbours needs the latents that {args.show} was trained on, which are not in "
-                f"{folder}; training a denoiser on the same autoencoder and data makes them again"
-            )
-        latents = LatentDataset(folder, "train")
-        return TrainingSet(latents.means, len(latents))
+        return cached_means(args.show, facts)
 
     make_pictures(args, runtime, model, scheduler, facts["shape"], to_images, training_set)
+
+
+def evaluate(args):
+    """Measure a denoiser's pictures against images that neither network was trained on."""
+    runtime, model, scheduler, facts, autoencoder, trained_on = load_both(args, args.evaluate)
+    stats = LatentStats(**facts["latent_stats"])
+    data = args.data or facts.get("data", trained_on["data"])
+    known_root = facts.get("data_root", trained_on["data_root"])
+    root = args.data_root if "data_root" in args.given else known_root
+    splits = open_images(data, root, tuple(facts["size"]))
+    held_out = "test" if "test" in splits else "valid"
+    kind = {"test": "test", "valid": "validation"}[held_out]
+    test = dataset_images(f"{data}'s {kind} images", splits[held_out], runtime.workers)
+    train = dataset_images(f"{data}'s training images", splits["train"], runtime.workers)
+
+    def to_images(z):
+        return autoencoder.decode(stats.unwhiten(z))
+
+    def to_x0(x):
+        with runtime.autocast():
+            return stats.whiten(autoencoder.encode(runtime.send(x)).mean)
+
+    def reconstruct(x):
+        with runtime.autocast():
+            return autoencoder.decode(autoencoder.encode(runtime.send(x)).mean).float().cpu()
+
+    try:
+        training_set = cached_means(args.evaluate, facts)
+    except ValueError:  # its latents are not here: all else can be measured
+        training_set = None
+    painter = Painter(args, runtime, runtime.place(model), scheduler, facts["shape"], to_images)
+    spaces = autoencoder_spaces(autoencoder, runtime, stats)
+    evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconstruct)
+
+
+def load_both(args, path):
+    """(runtime, denoiser, scheduler, facts, autoencoder, the autoencoder's facts) of a denoiser's
+    checkpoint; its autoencoder is args.encoder or found. Raises ValueError where it is neither."""
+    model, scheduler, facts = load_denoiser(path, "latents")
+    wanted = facts["autoencoder_id"]
+    encoder = args.encoder or find_by_fingerprint("checkpoints/autoencoder", wanted)
+    if encoder is None:
+        raise ValueError(
+            f"{path} was trained with autoencoder {wanted[:8]}, which is not in "
+            "checkpoints/autoencoder; pass it as --encoder"
+        )
+    autoencoder, trained_on = load_model(encoder, "AutoencoderKL")
+    if fingerprint(autoencoder) != wanted:
+        raise ValueError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
+    runtime = Runtime(args)
+    return runtime, model, scheduler, facts, runtime.place(autoencoder), trained_on
+
+
+def cached_means(path, facts):
+    """The TrainingSet of a denoiser, from its cache; ValueError where that is gone."""
+    folder = Path("encoded_img") / str(facts.get("cache"))
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(
+            f"--neighbours needs the latents that {path} was trained on, which are not in "
+            f"{folder}; training a denoiser on the same autoencoder and data makes them again"
+        )
+    latents = LatentDataset(folder, "train")
+    return TrainingSet(latents.means, len(latents))
 
 
 def refusal(denoiser, wanted, encoder, got):

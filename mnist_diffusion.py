@@ -2,6 +2,7 @@
 
 python3 mnist_diffusion.py --train
 python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors
+python3 mnist_diffusion.py --evaluate checkpoints/mnist/XXX.safetensors
 """
 
 from training import options
@@ -15,18 +16,23 @@ import torch
 
 from data.images import mnist, to_pixels
 from training import denoiser
+from training.checkpoint import fingerprint
+from training.classifier import features, mnist_classifier
+from training.evaluate import Space, evaluate_denoiser, tensor_images
 from training.run import resume, same_data
 from training.runtime import Runtime
 from training.seeing import TrainingSet
-from training.show import load_denoiser, make_pictures
+from training.show import Painter, load_denoiser, make_pictures
 
 
 def main(args):
-    """Train or show, as the arguments say."""
+    """Train, show or evaluate, as the arguments say."""
     if args.train:
         train(args)
-    else:
+    elif args.show:
         show(args)
+    else:
+        evaluate(args)
 
 
 def train(args):
@@ -36,12 +42,12 @@ def train(args):
     runtime = Runtime(args)
 
     # Data: all digits fit on any device as uint8.
-    digits = mnist(args.data_root, "train").to(runtime.device)
-    same_data(args, state, f"mnist {len(digits)}")
+    images = mnist(args.data_root, "train").to(runtime.device)
+    same_data(args, state, f"mnist {len(images)}")
     valid = mnist(args.data_root, "test")[: denoiser.NUM_VALID]
     data = denoiser.DenoiserData(
-        draw=lambda indices: runtime.send(to_pixels(digits[indices.to(runtime.device)])),
-        num_train=len(digits),
+        draw=lambda indices: runtime.send(to_pixels(images[indices.to(runtime.device)])),
+        num_train=len(images),
         valid=runtime.send(to_pixels(valid)),
         decode=lambda x0: x0,
     )
@@ -57,13 +63,29 @@ def train(args):
 def show(args):
     """Draw new digits with a trained denoiser."""
     model, scheduler, facts = load_denoiser(args.show, "pixels")
-
-    def training_set():
-        digits = mnist(args.data_root, "train")
-        return TrainingSet(lambda indices: to_pixels(digits[list(indices)]), len(digits))
-
     shape, to_images = facts["shape"], lambda x0: x0
-    make_pictures(args, Runtime(args), model, scheduler, shape, to_images, training_set)
+    make_pictures(args, Runtime(args), model, scheduler, shape, to_images, lambda: digits(args))
+
+
+def evaluate(args):
+    """Measure a trained denoiser's digits against the test set."""
+    model, scheduler, facts = load_denoiser(args.evaluate, "pixels")
+    runtime = Runtime(args)
+    classifier = mnist_classifier(args.data_root)
+    name = f"{classifier.config.features} features of a classifier of MNIST's digits"
+    name += f" ({fingerprint(classifier)[:8]})"
+    spaces = [Space(name, lambda x: features(classifier, x))]
+    model, to_images = runtime.place(model), lambda x0: x0
+    painter = Painter(args, runtime, model, scheduler, facts["shape"], to_images)
+    test = tensor_images("MNIST's test images", mnist(args.data_root, "test"))
+    train = tensor_images("MNIST's training images", mnist(args.data_root, "train"))
+    evaluate_denoiser(painter, test, train, spaces, lambda x: x, digits(args))
+
+
+def digits(args):
+    """The TrainingSet of the denoiser."""
+    images = mnist(args.data_root, "train")
+    return TrainingSet(lambda indices: to_pixels(images[list(indices)]), len(images))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Step 1: a KL autoencoder with an l2 + KL + patch-GAN loss (Rombach et al. 2022, section 3.1).
 
 python3 train_encoder.py
+python3 train_encoder.py --evaluate checkpoints/autoencoder/AAA.safetensors
 """
 
 from training import options
@@ -9,6 +10,7 @@ if __name__ == "__main__":
     ARGS = options.parse_encoder()  # before torch is imported: --help answers at once
 
 from contextlib import closing
+from pathlib import Path
 
 import torch
 
@@ -23,8 +25,9 @@ from models.discriminator import (
     generator_loss,
 )
 from training import figures
-from training.checkpoint import save_model
+from training.checkpoint import check_channels, load_model, save_model
 from training.ema import EMA
+from training.evaluate import evaluate_autoencoder
 from training.metrics import psnr
 from training.optimizer import Optimizer, rate_at
 from training.progress import read_metrics
@@ -41,7 +44,15 @@ NUM_VALID = 256  # validation images behind the validation figures
 
 
 def main(args):
-    """Train an autoencoder and its discriminator, as the arguments say."""
+    """Train or evaluate, as the arguments say."""
+    if args.evaluate:
+        evaluate(args)
+    else:
+        train(args)
+
+
+def train(args):
+    """Train an autoencoder and its discriminator."""
     args, state = resume(args, "checkpoints/autoencoder")
     torch.manual_seed(args.seed)
     runtime = Runtime(args)
@@ -128,6 +139,19 @@ def main(args):
             run.keep_state(parts, done)
             if run.figures_due(done):
                 draw_figures(run, runtime, valid, ema.model, disc if args.gan_weight else None)
+
+
+def evaluate(args):
+    """Measure an autoencoder's reconstructions of the validation images."""
+    model, facts = load_model(args.evaluate, "AutoencoderKL")
+    runtime = Runtime(args)
+    data = args.data if "data" in args.given else facts["data"]
+    root = args.data_root if "data_root" in args.given else facts["data_root"]
+    images = open_images(data, root, tuple(facts["size"]))["valid"]
+    check_channels(args.evaluate, model, images)
+    what = f"{data}'s validation images, {'x'.join(map(str, facts['size']))}"
+    fig = Path("fig/autoencoder")
+    evaluate_autoencoder(args, runtime.place(model), runtime, images, what, fig)
 
 
 def networks(args, image_channels):

@@ -73,14 +73,17 @@ class Encoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(c, 2 * config.latent_channels, 3, padding=1)
 
-    def forward(self, x):
+    def features(self, x):
+        """The deepest ones: (B, c_last, h, w)."""
         # fmt: off
         h = self.conv_in(x)                                         # (B, c0, H, W)
         for stage in self.down_blocks:
             h = stage(h)                                            # level i: (B, ci, H/2^i, W/2^i)
-        h = self.mid_block(h)                                       # (B, c_last, h, w)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))         # (B, 2z, h, w)
+        return self.mid_block(h)                                    # (B, c_last, h, w)
         # fmt: on
+
+    def forward(self, x):
+        return self.conv_out(F.silu(self.conv_norm_out(self.features(x))))
 
 
 class Decoder(nn.Module):

@@ -1,4 +1,4 @@
-"""The loss of Ho et al. 2020, a pure function of a callable model(xt, t) -> eps_hat; its weights."""
+"""The loss of Ho et al. 2020, a function of a callable model(xt, t) -> eps_hat; its weights."""
 
 import torch
 

@@ -159,7 +159,7 @@ ENCODER = ("--encoder", "checkpoints/autoencoder/1.safetensors")
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("mnist_diffusion.py", (), "one of the arguments --train --show is required"),
+        ("mnist_diffusion.py", (), "one of the arguments --train --show --evaluate is required"),
         ("mnist_diffusion.py", ("--train", *SHOW), "not allowed with argument"),
         ("mnist_diffusion.py", (*SHOW, "--epochs", 3), "--epochs does not go with --show"),
         ("mnist_diffusion.py", ("--train", "--num-images", 3), "does not go with --train"),

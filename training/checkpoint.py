@@ -78,6 +78,16 @@ def find_by_fingerprint(folder, wanted):
     return None
 
 
+def check_channels(path, autoencoder, images):
+    """Raise ValueError unless the autoencoder of this checkpoint takes such images (a data set)."""
+    wanted, got = autoencoder.config.image_channels, images.channels
+    if wanted != got:
+        raise ValueError(
+            f"{path} encodes images of {wanted} channels, but these have {got}; "
+            "train an autoencoder on them"
+        )
+
+
 def checkpoints_in(folder, suffix=".safetensors"):
     """The checkpoints (or ".state" files) in folder, newest first."""
     return sorted(

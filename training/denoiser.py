@@ -79,7 +79,9 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
                 losses, t = denoising_loss(forward, scheduler, x0)
             norm = optimizer.step((weights[t] * losses).mean(), rate_at(step, run.steps))
             ema.update(model, step)
-            progress.add(loss=losses.mean(), gradient_norm=norm, **band_sums(losses, t, scheduler.num_steps))
+            progress.add(
+                loss=losses.mean(), gradient_norm=norm, **band_sums(losses, t, scheduler.num_steps)
+            )
 
             done = step + 1
             if run.report_due(done):

@@ -25,12 +25,15 @@ MACHINE = {"device", "compile", "workers"}
 MOVABLE = MACHINE | {"precision", "data_root", "encoder", "epochs", "steps", "resume", "train"}
 ONLY_TRAIN = {
     "data", "size", "epochs", "steps", "lr", "channels", "blocks", "dropout", "min_snr", "ema",
-    "name", "resume", "mirror", "data_root", "compile", "workers",
+    "name", "resume", "mirror", "data_root", "compile", "workers", "no_flip", "latent_channels",
+    "kl_weight", "gan_weight",
 }  # fmt: skip
 ONLY_SHOW = {
     "num_images", "sampler", "sampling_steps", "eta", "sigma_scale", "out", "film", "interpolate",
     "neighbours",
 }  # fmt: skip
+TO_EVALUATE = {"data", "data_root", "workers"}  # of ONLY_TRAIN, what --evaluate takes too
+EVALUATED, EVALUATED_STEPS = 2000, 50  # samples, and ddpm's steps for each, of --evaluate
 # Of each sampler: steps per picture (None: all T of the schedule), and the flags that it takes.
 SAMPLING = {
     "ddpm": (None, ("sigma_scale",)), "ddim": (50, ("eta", "sigma_scale")), "dpm++": (20, ())
@@ -58,7 +61,8 @@ def parse_mnist(argv=None):
         epilog="examples:\n"
         "  python3 mnist_diffusion.py --train\n"
         "  python3 mnist_diffusion.py --train --resume --epochs 40\n"
-        "  python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors --sampling-steps 50",
+        "  python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors --sampler dpm++\n"
+        "  python3 mnist_diffusion.py --evaluate checkpoints/mnist/XXX.safetensors",
     )
     _mode(parser)
     _data_root(parser.add_argument_group("data"), "MNIST/raw/*.gz is; downloaded there if missing")
@@ -78,8 +82,14 @@ def parse_encoder(argv=None):
         "  python3 train_encoder.py\n"
         "  python3 train_encoder.py --data path/to/pictures --size 128x96 --epochs 50\n"
         "  python3 train_encoder.py --data synthetic --gan-weight 0 --steps 2000\n"
-        "  python3 train_encoder.py --resume",
+        "  python3 train_encoder.py --resume\n"
+        "  python3 train_encoder.py --evaluate checkpoints/autoencoder/AAA.safetensors",
     )
+    text = (
+        "train nothing: measure this autoencoder's reconstructions of the validation images "
+        "(PSNR, SSIM, l1, rate), and draw the best and worst ones"
+    )
+    _flag(parser.add_argument_group("what to do"), "--evaluate", text, metavar="CKPT")
     text = "no random mirror images: for data where left is not right"
     _flag(_images(parser), "--no-flip", text, action="store_true")
     _training(parser, ENCODER)
@@ -106,10 +116,11 @@ def parse_latent(argv=None):
         "  python3 latent_diffusion.py --train --resume --epochs 20\n"
         "  python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors\n"
         "  python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\\n"
-        "      --encoder checkpoints/autoencoder/AAA.safetensors --sigma-scale 0.95 --out low.png",
+        "      --encoder checkpoints/autoencoder/AAA.safetensors --sigma-scale 0.95 --out low.png\n"
+        "  python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors",
     )
     text = (
-        "the autoencoder's checkpoint; with --show it may be left out while the denoiser's own "
+        "the autoencoder's checkpoint; but for --train it may be left out while the denoiser's own "
         "is in checkpoints/autoencoder/"
     )
     _flag(_mode(parser), "--encoder", text, metavar="CKPT")
@@ -145,6 +156,11 @@ def _mode(parser):
     mode = group.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true", help="train a denoiser")
     mode.add_argument("--show", metavar="CKPT", help="generate pictures with this denoiser")
+    text = (
+        f"measure this denoiser: Frechet distance, precision and recall of {EVALUATED} samples "
+        f"against real images that it was not trained on (ddpm: {EVALUATED_STEPS} steps)"
+    )
+    mode.add_argument("--evaluate", metavar="CKPT", help=text)
     return group
 
 
@@ -215,7 +231,7 @@ def _showing(parser, default, folder):
     group = parser.add_argument_group("showing")
     text = "pictures to generate"
     more = ", ".join(f"{n} with --{name}" for name, n in SEEING.items())
-    text += f" (default {default['num_images']}; {more})"
+    text += f" (default {default['num_images']}; {EVALUATED} with --evaluate; {more})"
     _flag(group, "--num-images", text, integer(1, 10**6), "N")
     text = (
         "ddpm: ancestral, adds noise at each step; ddim: adds --eta of it; dpm++: of second order"
@@ -244,7 +260,7 @@ def _showing(parser, default, folder):
     text = (
         ".png or .jpg: one grid; anything else: a folder of single PNGs, which is gone on with if "
         f"it was begun (default {folder}/generated.png, or film.png, interpolate.png, "
-        "neighbours.png)"
+        "neighbours.png; with --evaluate a folder named by its settings)"
     )
     _flag(group, "--out", text, metavar="PATH")
     parser.set_defaults(showing=(default["num_images"], folder))
@@ -344,8 +360,12 @@ def _finish(parser, argv, needed_to_show=None):
     parser._defaults.clear()
     args.given = set(vars(parser.parse_args(argv)))
     showing = vars(args).pop("showing", None)
-    training = getattr(args, "train", True)
-    if training:
+    if args.evaluate:
+        _refuse(parser, (args.given & ONLY_TRAIN) - TO_EVALUATE, "--evaluate")
+        _refuse(parser, args.given & set(SEEING), "--evaluate")
+        if showing:
+            _finish_showing(parser, args, EVALUATED, showing[1])
+    elif getattr(args, "train", True):
         _refuse(parser, args.given & ONLY_SHOW, "--train")
         if args.resume is None:
             args.name = args.name or time.strftime("%Y%m%d-%H%M%S")
@@ -376,7 +396,13 @@ def _finish_showing(parser, args, num_images, folder):
         what = next(name for name, holds in silent.items() if holds)
         parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
     figure = next((name for name in SEEING if name in args.given), None)
+    if args.evaluate and args.sampler == "ddpm":
+        args.sampling_steps = args.sampling_steps or EVALUATED_STEPS
     args.num_images = args.num_images or SEEING.get(figure, num_images)
+    if args.evaluate:
+        args.out = args.out or f"{folder}/evaluation/{_named_by_settings(args)}"
+        if Path(args.out).suffix.lower() in (".png", ".jpg", ".jpeg"):
+            parser.error(f"--evaluate makes a folder of pictures, but --out is {args.out}")
     args.out = args.out or f"{folder}/{figure or 'generated'}.png"
     if figure == "interpolate" and args.num_images < 2:
         parser.error("--interpolate needs --num-images 2 or more")
@@ -388,9 +414,17 @@ def _finish_showing(parser, args, num_images, folder):
         parser.error(f"--{figure} makes a .png, but --out is {args.out}")
 
 
+def _named_by_settings(args):
+    """A folder's name for samples of --evaluate: another checkpoint or setting, another folder."""
+    steps, flags = SAMPLING[args.sampler]
+    name = f"{Path(args.evaluate).stem}-{args.sampler}{args.sampling_steps or steps}"
+    return name + "".join(f"-{flag}{getattr(args, flag):g}" for flag in flags if flag in args.given)
+
+
 def settings(args):
     """What of args makes the run what it is, to be kept in its state."""
-    left_out = MACHINE | {"given", "images", "resume", "train", "show"} | ONLY_SHOW
+    modes = {"train", "show", "evaluate"}
+    left_out = MACHINE | modes | {"given", "images", "resume"} | ONLY_SHOW
     return {k: v for k, v in vars(args).items() if k not in left_out}
 
 

@@ -1,0 +1,300 @@
+"""How good samples are, and reconstructions: numbers, each with its floor and its protocol.
+
+The floor of a distance is what real images, as many as there are samples, have to the test images:
+no sample can be expected to be nearer. B: batch, C, H, W: an image, D: features.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from data.images import load_batches, to_pixels, to_uint8
+from training import figures
+from training.checkpoint import fingerprint
+from training.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
+from training.progress import fact
+from training.seeing import nearest
+from training.show import fill_folder
+
+BATCH = 100  # images described at a time
+MOST_REAL = 10_000  # test images compared with, at most
+MOST_NEAREST = 1000  # samples, and test images, whose nearest training image is looked for
+GRID = 8  # latents are averaged to at most GRID x GRID before they are compared
+PER_FEATURE = 2  # images that a covariance needs on either side, times its features
+ACTIVE = 0.01  # least variance of the means of an active channel (Burda et al. 2016, section 5.3)
+NUM_SHOWN = 4  # best, median and worst reconstructions in the figure
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where sets of images are compared. features: (B, C, H, W) in [-1, 1] -> (B, D), CPU."""
+
+    name: str
+    features: Callable
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """size images; batches: n -> uint8 batches (B, C, H, W) of n of them, picked with seed 0."""
+
+    name: str
+    size: int
+    batches: Callable
+
+
+def tensor_images(name, images):
+    """RealImages of a tensor (N, C, H, W) uint8."""
+
+    def batches(n):
+        return images[_pick(len(images), n)].split(BATCH)
+
+    return RealImages(name, len(images), batches)
+
+
+def dataset_images(name, dataset, workers):
+    """RealImages of a data set of data/images.py."""
+
+    def batches(n):
+        parts = [part.tolist() for part in _pick(len(dataset), n).split(BATCH)]
+        return (images for images, _ in load_batches(dataset, parts, workers))
+
+    return RealImages(name, len(dataset), batches)
+
+
+def _pick(size, n):
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:n]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is kept of some images: features {space: (N, D)}, colours (N, C, 2): each channel's
+    mean and standard deviation in [0, 255], x0 of the first MOST_NEAREST, flattened or not."""
+
+    features: dict
+    colours: torch.Tensor
+    x0: torch.Tensor
+
+    def __len__(self):
+        return len(self.colours)
+
+
+def describe(batches, spaces, to_x0, what, total):
+    """The Description of uint8 batches; to_x0: images in [-1, 1] -> x0 as the denoiser sees it."""
+    features, colours, x0 = {space.name: [] for space in spaces}, [], []
+    with torch.no_grad(), tqdm(total=total, desc=what, unit="image", delay=1, leave=False) as bar:
+        for images in batches:
+            x = to_pixels(images)
+            for space in spaces:
+                features[space.name].append(space.features(x).float().cpu())
+            flat = images.float().flatten(2)
+            colours.append(torch.stack([flat.mean(dim=2), flat.std(dim=2)], dim=2))
+            if sum(map(len, x0)) < MOST_NEAREST:
+                x0.append(to_x0(x).float().cpu())
+            bar.update(len(images))
+    features = {name: torch.cat(parts) for name, parts in features.items()}
+    return Description(features, torch.cat(colours), torch.cat(x0)[:MOST_NEAREST])
+
+
+# ---- A denoiser ---------------------------------------------------------------------------------
+
+
+def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconstruct=None):
+    """Sample, compare, print; everything also goes to evaluation.jsonl beside the samples' folder.
+
+    test, train: RealImages. to_x0: images in [-1, 1] -> x0 as the denoiser sees it. training_set:
+    seeing.TrainingSet, or None where it is not at hand. reconstruct: images -> what the decoder
+    makes of their latents, whose distance is the autoencoder's share of the samples'. Samples are
+    PNGs in args.out; those that are there are kept.
+    """
+    args, folder = painter.args, Path(painter.args.out)
+    fill_folder(painter, folder)
+    count = args.num_images
+    against = min(test.size, MOST_REAL)
+    paths = [folder / f"seed{seed:06d}.png" for seed in painter.seeds]
+    samples = describe(_read(paths), spaces, to_x0, "samples", count)
+    real = describe(test.batches(against), spaces, to_x0, "test images", against)
+    others = describe(train.batches(count), spaces, to_x0, "training images", count)
+    settings = "".join(f", {key} {value:g}" for key, value in painter.settings.items())
+    clipped = "x0 clipped" if painter.scheduler.config.clip_x0 else "x0 not clipped"
+    record = {
+        "denoiser": str(args.evaluate),
+        "protocol": f"{count} samples, seeds {painter.seeds[0]} to {painter.seeds[-1]}, "
+        f"{args.sampler}, {painter.steps} steps{settings}, {clipped}, averaged weights, "
+        f"{painter.runtime.precision}; against {against} of {test.name}; floor: {len(others)} of "
+        f"{train.name}",
+    }
+    print(fact("protocol", record["protocol"]))
+    compared = {"samples": samples}
+    if reconstruct is not None:
+        batches = (to_uint8(reconstruct(to_pixels(x))) for x in test.batches(against))
+        compared["reconstructions"] = describe(batches, spaces, to_x0, "reconstructions", against)
+    compared["floor"] = others
+    for space in spaces:
+        features = {name: d.features[space.name] for name, d in compared.items()}
+        record[space.name] = _compare(space.name, features, real.features[space.name])
+    record["colours"] = _compare_colours({"samples": samples, test.name: real})
+    if training_set is None:
+        print("distances to the nearest training images: the training set is not at hand")
+    else:
+        sets = {"samples": samples, "test images": real}
+        record["nearest"] = _compare_nearest(sets, training_set)
+    _keep(folder.parent / "evaluation.jsonl", record)
+
+
+def _read(paths):
+    """uint8 batches (B, C, H, W) of PNGs."""
+    for i in range(0, len(paths), BATCH):
+        arrays = [np.asarray(Image.open(path)) for path in paths[i : i + BATCH]]
+        batch = torch.from_numpy(np.stack(arrays))
+        yield batch[:, None] if batch.ndim == 3 else batch.permute(0, 3, 1, 2).contiguous()
+
+
+def _compare(space, compared, real):
+    """Distances of {name: features (N, D)} to real (M, D) in one space, printed; a dict of them."""
+    print(f"\n{space}:\n{'':<18}{'Frechet distance':>18}{'precision':>12}{'recall':>10}")
+    size, counts = real.shape[1], {name: len(f) for name, f in compared.items()}
+    counts["test images"] = len(real)
+    if min(counts.values()) < PER_FEATURE * size:
+        there = ", ".join(f"{count} {name}" for name, count in counts.items())
+        text = f"{size} features need {PER_FEATURE * size} images of each kind; there are {there}"
+        print(f"  no number: {text}")
+        return {"too few": text}
+    both, result = min(counts.values()), {}
+    for name, features in compared.items():
+        distance = frechet_distance(features, real)
+        precision, recall = precision_recall(features[:both], real[:both])
+        print(f"{name:<18}{distance:>18.4g}{precision:>12.3f}{recall:>10.3f}")
+        result[name] = {"frechet": distance, "precision": precision, "recall": recall}
+    return result
+
+
+def _compare_colours(sets):
+    """Per channel, of 0 to 255: the mean, its spread over the images, and the mean contrast."""
+    print("\ncolours, per channel, 0 to 255: mean; spread of the images' means; contrast in them:")
+    result = {}
+    for name, described in sets.items():
+        mean, contrast = described.colours.unbind(dim=2)
+        numbers = [mean.mean(dim=0), mean.std(dim=0), contrast.mean(dim=0)]
+        numbers = [[round(v, 1) for v in part.tolist()] for part in numbers]
+        print(f"  {name:<24}" + ";  ".join(" ".join(map(str, part)) for part in numbers))
+        result[name] = dict(zip(("mean", "spread", "contrast"), numbers, strict=True))
+    return result
+
+
+def _compare_nearest(sets, training_set):
+    """Distances to the nearest training image: copies would show as samples nearer than others."""
+    print("\ndistance to the nearest training image (root mean square): least, 5 %, median:")
+    result = {}
+    for name, described in sets.items():
+        distances = nearest(described.x0, training_set, 1)[0][:, 0]
+        least, low, median = torch.quantile(distances, torch.tensor([0.0, 0.05, 0.5])).tolist()
+        print(f"  {name:<24}{least:.3f}  {low:.3f}  {median:.3f}   ({len(distances)} images)")
+        result[name] = {"least": least, "5 %": low, "median": median, "images": len(distances)}
+    return result
+
+
+def _keep(path, record):
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    print(f"\nadded to {path}")
+
+
+# ---- An autoencoder -----------------------------------------------------------------------------
+
+
+def autoencoder_spaces(autoencoder, runtime, stats):
+    """The two Spaces that an autoencoder gives: whitened latents, on a coarse grid, and the
+    encoder's deepest features, averaged over the positions."""
+    name = f"autoencoder {fingerprint(autoencoder)[:8]}"
+
+    def latents(x):
+        with runtime.autocast():
+            mean = autoencoder.encode(runtime.send(x)).mean
+        grid = min(GRID, mean.shape[2]), min(GRID, mean.shape[3])
+        return F.adaptive_avg_pool2d(stats.whiten(mean), grid).flatten(1)
+
+    def deepest(x):
+        with runtime.autocast():
+            return autoencoder.encoder.features(runtime.send(x)).float().mean(dim=(2, 3))
+
+    return [Space(f"whitened latents of {name}", latents), Space(f"features of {name}", deepest)]
+
+
+def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
+    """Reconstructions of all images of a data set: numbers, and a figure of the best and worst."""
+    batches = [list(part) for part in torch.arange(len(dataset)).split(args.batch)]
+    scores, indices, totals = [], [], {}
+    with torch.no_grad(), tqdm(total=len(dataset), unit="image", delay=1, leave=False) as bar:
+        for images, found in load_batches(dataset, batches, runtime.workers):
+            x = to_pixels(images)
+            posterior, x_hat = _reconstruct(model, runtime, x)
+            score = [psnr(x, x_hat), ssim(x, x_hat), (x_hat - x).abs().mean(dim=(1, 2, 3))]
+            score += [gradient_magnitude(x_hat), gradient_magnitude(x)]
+            scores.append(torch.stack(score, dim=1))
+            indices += found
+            sums = {
+                "mean": posterior.mean.double().mean(dim=(2, 3)).sum(dim=0),
+                "square": posterior.mean.double().square().mean(dim=(2, 3)).sum(dim=0),
+                "kl": posterior.kl().double().mean(dim=(2, 3)).sum(dim=0),
+            }
+            totals = {key: totals.get(key, 0) + value.cpu() for key, value in sums.items()}
+            bar.update(len(found))
+    scores, count = torch.cat(scores).double(), len(indices)
+    mean, square, kl = (totals[key] / count for key in ("mean", "square", "kl"))
+    variance = square - mean.square()
+    values = posterior.mean[0, 0].numel()  # per channel
+    record = {
+        "autoencoder": str(args.evaluate), "images": count, "of": what,
+        "psnr": scores[:, 0].mean().item(), "ssim": scores[:, 1].mean().item(),
+        "l1": scores[:, 2].mean().item(),
+        "gradient": (scores[:, 3].mean() / scores[:, 4].mean()).item(),
+        "latent_mean": mean.tolist(), "latent_std": variance.sqrt().tolist(),
+        "kl": kl.tolist(), "active": int((variance > ACTIVE).sum()),
+        "nats": (kl.sum() * values).item(),
+    }  # fmt: skip
+    print(fact("images", f"{count} of {what}; posterior mean, averaged weights, "
+               f"{runtime.precision}"))  # fmt: skip
+    print(fact("PSNR", f"{record['psnr']:.2f} dB (peak 2, mean over the images)"))
+    print(fact("SSIM", f"{record['ssim']:.4f}"))
+    print(fact("l1", f"{record['l1']:.4f} per value in [-1, 1]"))
+    print(fact("gradient", f"{record['gradient']:.3f} of the originals' mean magnitude"))
+    for key, unit in (("latent_mean", ""), ("latent_std", ""), ("kl", "nats per value")):
+        numbers = " ".join(f"{value:.3f}" for value in record[key])
+        print(fact(key.replace("_", " "), f"{numbers} {unit} (per channel)".replace("  ", " ")))
+    print(fact("active", f"{record['active']} of {len(mean)} channels"))
+    print(fact("rate", f"{record['nats']:.1f} nats per image"))
+    fig.mkdir(parents=True, exist_ok=True)
+    _draw_best_and_worst(fig / "evaluation.png", model, runtime, dataset, scores[:, 0], indices)
+    _keep(fig / "evaluation.jsonl", record)
+
+
+def _reconstruct(model, runtime, x):
+    """Posterior, and reconstruction of its mean, clamped, float32 on the CPU."""
+    with runtime.autocast():
+        posterior = model.encode(runtime.send(x))
+        return posterior, model.decode(posterior.mean).float().clamp(-1, 1).cpu()
+
+
+def _draw_best_and_worst(path, model, runtime, dataset, scores, indices):
+    """The best, median and worst images by PSNR, above their reconstructions."""
+    order = scores.argsort(descending=True)
+    shown = min(NUM_SHOWN, len(order))
+    middle = (len(order) - shown) // 2
+    picks = torch.cat([order[:shown], order[middle : middle + shown], order[-shown:]])
+    loaded = [next(load_batches(dataset, [[indices[i]]], 0))[0] for i in picks]
+    x = to_pixels(torch.cat(loaded))
+    with torch.no_grad():
+        x_hat = torch.cat([_reconstruct(model, runtime, part)[1] for part in x.split(1)])
+    words = [w for w in ("best", "median", "worst") for _ in range(shown)]
+    captions = [f"{word}\n{scores[i]:.1f} dB" for word, i in zip(words, picks, strict=True)]
+    title = f"Best, median and worst reconstructions of {len(order)} images"
+    rows = {"original": x, "reconstruction": x_hat}
+    figures.image_rows(path, rows, title, {"original": captions})
+    print(f"saved {path}")
