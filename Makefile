@@ -1,9 +1,10 @@
-# make test, make demo: each creates VENV when it is missing or a requirements file has changed.
+# make test, make demo, make bench: each creates VENV when it is missing or a requirements file has
+# changed. DATA_ROOT: where MNIST/ and celeba/ are, for the benchmarks.
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test check
+.PHONY: demo test check bench bench-mnist
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'needs Python 3.10 or newer')"
@@ -21,6 +22,14 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# All benchmarks but the training curves: about 10 minutes on 2 cores.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
+
+# Frechet distance after 10 and 30 minutes of training, ours and the peers': hours.
+bench-mnist: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.mnist $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
 
 # From nothing to new faces: drawn data, an autoencoder, its latents, a denoiser, 15 pictures.
 # Small networks and short trainings: about 5 minutes on 2 cores with AVX512-bf16.

@@ -16,6 +16,7 @@ from training.runtime import Runtime
 ALL = {
     "steps": lambda report, runtime, args: steps.denoiser_steps(report, runtime),
     "peak": lambda report, runtime, args: steps.shares_of_peak(report, runtime),
+    "floors": lambda report, runtime, args: steps.floors(report, runtime),
     "memory": lambda report, runtime, args: steps.memory(report, runtime),
     "caching": lambda report, runtime, args: pipeline.caching(report, runtime, args.data_root),
     "epoch": lambda report, runtime, args: pipeline.epoch(report, runtime),

@@ -258,6 +258,51 @@ def shares_of_peak(report, runtime):
     report.add("autoencoder step, with GAN", speed, "images/s", note=note)
 
 
+def floors(report, runtime):
+    """The least that a step can take: its FLOPs at the machine's peak, its bytes at the speed of
+    its memory. Bytes: what is kept for the backward pass, written once and read once, and per
+    parameter 36 (weight, gradient, both moments and average read, all but the gradient written)."""
+    best, _ = peak(runtime)
+    speed = bandwidth(runtime.device)
+    report.add("memory bandwidth", speed / 1e9, "GB/s", note="read and written by a copy")
+    for label, name in {"denoiser": "ours", "autoencoder": "autoencoder"}.items():
+        step, network = CONTENDERS[name](runtime.device.type, runtime.precision)
+        flops, kept = count(step), kept_bytes(step, network)
+        moved = 2 * kept + 36 * size(network)
+        note = f"{flops / 1e9:.0f} GFLOP a step"
+        report.add(f"{label} step, arithmetic floor", 1e3 * flops / best, "ms", note=note)
+        note = f"{kept / 1e6:.0f} MB kept for the backward pass"
+        report.add(f"{label} step, bytes floor", 1e3 * moved / speed, "ms", note=note)
+
+
+def kept_bytes(step, network):
+    """Bytes of all that one call keeps for its backward passes, beside the network's parameters."""
+    kept, known = {}, {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage  # held: its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def bandwidth(device):
+    """Bytes/s read and written by a copy of 256 MB."""
+    a, b = torch.zeros(2, 2**26, device=device)
+    times = []
+    for i in range(8):
+        synchronize()
+        began = time.perf_counter()
+        b.copy_(a)
+        synchronize()
+        times += [time.perf_counter() - began] * (i >= 3)
+    return 2 * a.nbytes / statistics.median(times)
+
+
 def count(step):
     """FLOPs of one call, as torch counts them."""
     with FlopCounterMode(display=False) as counter:

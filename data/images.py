@@ -4,6 +4,7 @@ A source is a list of names with one Dataset per split: CelebA's aligned faces, 
 images, or drawn faces. Item i is (i, image): (C, H, W) uint8, or None if it cannot be decoded.
 """
 
+import functools
 import gzip
 import hashlib
 import io
@@ -12,12 +13,13 @@ import signal
 import struct
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from data.synthetic import draw_face
@@ -173,10 +175,26 @@ class FileDataset(Dataset):
         except DAMAGED:
             return i, None  # load_batches reports it
 
+    def __getitems__(self, indices):
+        """A DataLoader's batch: without workers, it is decoded by threads on all cores."""
+        if get_worker_info() is not None:
+            return [self[i] for i in indices]
+        cores = os.cpu_count() or 1
+        share = -(-len(indices) // cores)
+        parts = [indices[k : k + share] for k in range(0, len(indices), share)]
+        decoded = _threads(cores).map(lambda part: [self[i] for i in part], parts)
+        return [item for items in decoded for item in items]
+
     def stamp(self):
         """A hash of the names with their sizes or CRCs: it changes when the data do."""
         rows = ((name, self.files.stamp[name]) for name in self.names)
         return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
+
+
+@functools.cache
+def _threads(count):
+    """Threads that decode: Pillow lets others run meanwhile."""
+    return ThreadPoolExecutor(count)
 
 
 class SyntheticFaces(Dataset):

@@ -177,10 +177,12 @@ class LatentDataset:
         """(B,) indices -> (B, 2c, h, w) fp16: mean and logvar as stored."""
         indices = torch.as_tensor(indices)
         shard_of = torch.bucketize(indices, self._starts, right=True) - 1
+        order = shard_of.argsort()  # one read per shard
+        counts = torch.bincount(shard_of, minlength=len(self._shards)).tolist()
+        rows = (indices - self._starts[shard_of])[order].split(counts)
+        parts = [shard[r] for shard, r in zip(self._shards, rows, strict=True) if len(r)]
         out = torch.empty(len(indices), *self._shards[0].shape[1:], dtype=torch.float16)
-        for k in shard_of.unique().tolist():
-            rows = (shard_of == k).nonzero().squeeze(1)
-            out[rows] = self._shards[k][indices[rows] - self._starts[k]]
+        out[order] = torch.cat(parts)
         return out
 
     def means(self, indices):

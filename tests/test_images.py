@@ -846,3 +846,13 @@ def test_real_celeba(downloads):
             raw = np.asarray(dataset.files.open(dataset.names[i]).convert("RGB"))
             assert raw.shape == (78, 64, 3)  # only cropped: as wide as needed
             assert torch.equal(image, torch.tensor(raw[7:71].copy()).permute(2, 0, 1))
+
+
+def test_threads_decode_a_batch_in_its_order(tmp_path):
+    """A DataLoader without workers asks for whole batches: the same images as one by one."""
+    dataset = open_images(str(write_images(tmp_path / "pictures", 30)), "data", (16, 16))["train"]
+    indices = [5, 0, 17, 3, 3, 11, 1]
+    items = dataset.__getitems__(indices)
+    assert [i for i, _ in items] == indices
+    assert all(torch.equal(image, dataset[i][1]) for i, image in items)
+    assert dataset.__getitems__([2])[0][0] == 2
