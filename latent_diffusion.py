@@ -23,7 +23,7 @@ from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.evaluate import autoencoder_spaces, dataset_images, evaluate_denoiser
 from training.progress import fact
-from training.run import resume, same_data
+from training.run import in_slices, resume, same_data
 from training.runtime import Runtime
 from training.seeing import TrainingSet
 from training.show import Painter, load_denoiser, make_pictures
@@ -33,7 +33,7 @@ def main(args):
     """Train, show or evaluate, as the arguments say."""
     if args.train:
         train(args)
-    elif args.show:
+    elif args.show is not None:
         show(args)
     else:
         evaluate(args)
@@ -133,6 +133,7 @@ def evaluate(args):
     known_root = facts.get("data_root", trained_on["data_root"])
     root = args.data_root if "data_root" in args.given else known_root
     splits = open_images(data, root, tuple(facts["size"]))
+    check_channels(args.evaluate, autoencoder, splits["train"])
     held_out = "test" if "test" in splits else "valid"
     kind = {"test": "test", "valid": "validation"}[held_out]
     test = dataset_images(f"{data}'s {kind} images", splits[held_out], runtime.workers)
@@ -147,12 +148,11 @@ def evaluate(args):
 
     def reconstruct(x):
         with runtime.autocast():
-            return autoencoder.decode(autoencoder.encode(runtime.send(x)).mean).float().cpu()
+            mean = autoencoder.encode(runtime.send(x)).mean
+            return in_slices(lambda z: autoencoder.decode(z).float().cpu(), mean)
 
-    try:
-        training_set = cached_means(args.evaluate, facts)
-    except ValueError:  # its latents are not here: all else can be measured
-        training_set = None
+    cached = (cache_folder(facts) / MANIFEST).is_file()  # else all but the nearest is measured
+    training_set = cached_means(args.evaluate, facts) if cached else None
     painter = Painter(args, runtime, runtime.place(model), scheduler, facts["shape"], to_images)
     spaces = autoencoder_spaces(autoencoder, runtime, stats)
     evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconstruct)
@@ -178,7 +178,7 @@ def load_both(args, path):
 
 def cached_means(path, facts):
     """The TrainingSet of a denoiser, from its cache; ValueError where that is gone."""
-    folder = Path("encoded_img") / str(facts.get("cache"))
+    folder = cache_folder(facts)
     if not (folder / MANIFEST).is_file():
         raise ValueError(
             f"--neighbours needs the latents that {path} was trained on, which are not in "
@@ -186,6 +186,11 @@ def cached_means(path, facts):
         )
     latents = LatentDataset(folder, "train")
     return TrainingSet(latents.means, len(latents))
+
+
+def cache_folder(facts):
+    """Where the latents that a denoiser was trained on are, or were."""
+    return Path("encoded_img") / str(facts.get("cache"))
 
 
 def refusal(denoiser, wanted, encoder, got):

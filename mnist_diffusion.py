@@ -29,7 +29,7 @@ def main(args):
     """Train, show or evaluate, as the arguments say."""
     if args.train:
         train(args)
-    elif args.show:
+    elif args.show is not None:
         show(args)
     else:
         evaluate(args)

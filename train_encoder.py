@@ -45,7 +45,7 @@ NUM_VALID = 256  # validation images behind the validation figures
 
 def main(args):
     """Train or evaluate, as the arguments say."""
-    if args.evaluate:
+    if args.evaluate is not None:
         evaluate(args)
     else:
         train(args)

@@ -40,11 +40,13 @@ def main():
     runtime = Runtime(args)
     report, began = Report(), time.monotonic()
     print(f"{runtime}; torch {torch.__version__}, Python {platform.python_version()}", flush=True)
-    for name in args.only or ALL:
-        ALL[name](report, runtime, args)
-    print(f"\n{report.table()}\n\n{(time.monotonic() - began) / 60:.1f} minutes, {runtime}")
-    if args.out:
-        Path(args.out).write_text(json.dumps([asdict(f) for f in report.figures], indent=1))
+    try:
+        for name in args.only or ALL:
+            ALL[name](report, runtime, args)
+    finally:  # what was measured is not lost with what fails
+        print(f"\n{report.table()}\n\n{(time.monotonic() - began) / 60:.1f} minutes, {runtime}")
+        if args.out:
+            Path(args.out).write_text(json.dumps([asdict(f) for f in report.figures], indent=1))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def test_samples_as_good_as_real_images_get_the_floor(tmp_path, monkeypatch, cap
     evaluate.evaluate_denoiser(
         painter(tmp_path / "out", 20), test, train, [flat_space(5)], lambda x: x, training_set
     )
-    record = last_record(tmp_path / "evaluation.jsonl")
+    record = last_record(tmp_path / "out" / "evaluation.jsonl")
     assert record["5 pixels"]["samples"] == record["5 pixels"]["floor"]
     assert record["5 pixels"]["floor"]["frechet"] > 0
     assert record["nearest"]["samples"]["median"] == pytest.approx(0, abs=1e-3)
@@ -76,7 +76,7 @@ def test_colours_are_those_of_the_images():
     images[:, 0] = torch.tensor([10, 20, 30, 40]).view(4, 1, 1)
     images[:, 2, 0] = 200  # half of each image
     space = evaluate.Space("pixels", lambda x: x.flatten(1))
-    described = evaluate.describe([images[:2], images[2:]], [space], lambda x: x, "", 4)
+    described = evaluate.describe([images[:2], images[2:]], [space], "", 4, lambda x: x)
     result = evaluate._compare_colours({"these": described})["these"]
     assert result["mean"] == [25, 0, 100]
     assert result["spread"] == [pytest.approx(12.9, abs=0.05), 0, 0]
@@ -119,13 +119,13 @@ def test_digits_are_evaluated_and_gone_on_with(digits, tmp_path, capsys):
     digits("--num-images", 16, "--sampling-steps", 2)
     folder = tmp_path / "fig" / "mnist" / "evaluation" / "d-ddpm2"
     assert len(list(folder.glob("seed*.png"))) == 16
-    first = last_record(folder.parent / "evaluation.jsonl")
+    first = last_record(folder / "evaluation.jsonl")
     (space,) = (key for key in first if key.startswith("6 features of a classifier"))
     assert first[space]["samples"]["frechet"] > first[space]["floor"]["frechet"] > 0
     (folder / "seed000003.png").unlink()
     digits("--num-images", 16, "--sampling-steps", 2)
     assert "15 of 16 pictures are there already" in capsys.readouterr().out
-    again = last_record(folder.parent / "evaluation.jsonl")
+    again = last_record(folder / "evaluation.jsonl")
     assert again[space]["samples"] == pytest.approx(first[space]["samples"], rel=1e-2)
     digits("--num-images", 16, "--sampling-steps", 2, "--sigma-scale", 0.9)  # beside, not over it
     assert (folder.parent / "d-ddpm2-sigma_scale0.9").is_dir()
@@ -201,8 +201,16 @@ def test_faces_are_evaluated_with_and_without_their_cache(tmp_path, monkeypatch,
     assert "whitened latents of autoencoder" in printed and "features of autoencoder" in printed
     assert "no number: 48 features need 96 images" in printed
     assert "pictures's validation images" in printed
-    record = last_record(tmp_path / "fig" / "denoiser" / "evaluation" / "evaluation.jsonl")
-    assert record["nearest"]["samples"]["images"] == 5
+    folder = tmp_path / "fig" / "denoiser" / "evaluation" / "n_epoch0001-ddpm2"
+    assert last_record(folder / "evaluation.jsonl")["nearest"]["samples"]["images"] == 5
+    # With as few images as there are: the reconstructions, all but noise, are no floor.
+    monkeypatch.setattr(evaluate, "PER_FEATURE", 0)
+    write_images(tmp_path / "pictures", 400, size=(16, 16))
+    latent_diffusion.main(options.parse_latent(flags))
+    record = last_record(folder / "evaluation.jsonl")
+    assert "precision" in record[f"features of autoencoder {fingerprint(autoencoder)[:8]}"]["floor"]
+    for distances in (record[key] for key in record if "of autoencoder" in key):
+        assert distances["reconstructions"]["frechet"] > distances["floor"]["frechet"] > 0
     for file in (tmp_path / "encoded_img").rglob("manifest.json"):
         file.unlink()
     latent_diffusion.main(options.parse_latent(flags))

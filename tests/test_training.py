@@ -412,3 +412,9 @@ def test_a_state_of_other_networks_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("training.denoiser.norm_groups", lambda width: width // 8)
     with pytest.raises(ValueError, match="begun with other networks"):
         mnist_diffusion.main(options.parse_mnist(["--train", "--resume", "--steps", "4"]))
+
+
+def test_runs_from_before_min_snr_go_on_without_it():
+    args = options.parse_mnist(["--train", "--resume"])
+    assert options.resumed(args, {"lr": 0.1}).min_snr == 0
+    assert options.resumed(args, {"lr": 0.1, "min_snr": 5.0}).min_snr == 5

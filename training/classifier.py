@@ -19,8 +19,9 @@ AT_LEAST = 0.99  # share of the test set that it must get right
 def mnist_classifier(data_root, path="checkpoints/classifier/mnist.safetensors"):
     """The Classifier in eval mode on the CPU: read from path, or trained (about a minute) and kept.
 
-    Always trained on the CPU in fp32 from one seed, so that distances of different machines can
-    be compared. Raises ValueError as mnist() does, and where it does not get to 99 %.
+    Always trained on the CPU in fp32 from one seed, so that distances of different machines are
+    close; they are of one and the same classifier only where its fingerprint is. Raises
+    ValueError as mnist() does, and where it does not get to 99 %.
     """
     if Path(path).is_file():
         return load_model(path, "Classifier")[0]

@@ -21,7 +21,7 @@ from training.checkpoint import fingerprint
 from training.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
 from training.progress import fact
 from training.seeing import nearest
-from training.show import fill_folder
+from training.show import check_out, fill_folder
 
 BATCH = 100  # images described at a time
 MOST_REAL = 10_000  # test images compared with, at most
@@ -34,7 +34,7 @@ NUM_SHOWN = 4  # best, median and worst reconstructions in the figure
 
 @dataclass(frozen=True)
 class Space:
-    """Where sets of images are compared. features: (B, C, H, W) in [-1, 1] -> (B, D), CPU."""
+    """Where sets of images are compared. features: (B, C, H, W) in [-1, 1] -> (B, D)."""
 
     name: str
     features: Callable
@@ -75,7 +75,7 @@ def _pick(size, n):
 @dataclass(frozen=True)
 class Description:
     """What is kept of some images: features {space: (N, D)}, colours (N, C, 2): each channel's
-    mean and standard deviation in [0, 255], x0 of the first MOST_NEAREST, flattened or not."""
+    mean and standard deviation in [0, 255], x0 of the first MOST_NEAREST or None."""
 
     features: dict
     colours: torch.Tensor
@@ -85,8 +85,8 @@ class Description:
         return len(self.colours)
 
 
-def describe(batches, spaces, to_x0, what, total):
-    """The Description of uint8 batches; to_x0: images in [-1, 1] -> x0 as the denoiser sees it."""
+def describe(batches, spaces, what, total, to_x0=None):
+    """The Description of uint8 batches; to_x0: images in [-1, 1] -> x0, where that is wanted."""
     features, colours, x0 = {space.name: [] for space in spaces}, [], []
     with torch.no_grad(), tqdm(total=total, desc=what, unit="image", delay=1, leave=False) as bar:
         for images in batches:
@@ -95,18 +95,19 @@ def describe(batches, spaces, to_x0, what, total):
                 features[space.name].append(space.features(x).float().cpu())
             flat = images.float().flatten(2)
             colours.append(torch.stack([flat.mean(dim=2), flat.std(dim=2)], dim=2))
-            if sum(map(len, x0)) < MOST_NEAREST:
+            if to_x0 is not None and sum(map(len, x0)) < MOST_NEAREST:
                 x0.append(to_x0(x).float().cpu())
             bar.update(len(images))
     features = {name: torch.cat(parts) for name, parts in features.items()}
-    return Description(features, torch.cat(colours), torch.cat(x0)[:MOST_NEAREST])
+    x0 = torch.cat(x0)[:MOST_NEAREST] if x0 else None
+    return Description(features, torch.cat(colours), x0)
 
 
 # ---- A denoiser ---------------------------------------------------------------------------------
 
 
 def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconstruct=None):
-    """Sample, compare, print; everything also goes to evaluation.jsonl beside the samples' folder.
+    """Sample, compare, print; everything also goes to evaluation.jsonl beside the samples.
 
     test, train: RealImages. to_x0: images in [-1, 1] -> x0 as the denoiser sees it. training_set:
     seeing.TrainingSet, or None where it is not at hand. reconstruct: images -> what the decoder
@@ -114,13 +115,14 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
     PNGs in args.out; those that are there are kept.
     """
     args, folder = painter.args, Path(painter.args.out)
+    check_out(painter, folder)
     fill_folder(painter, folder)
     count = args.num_images
     against = min(test.size, MOST_REAL)
     paths = [folder / f"seed{seed:06d}.png" for seed in painter.seeds]
-    samples = describe(_read(paths), spaces, to_x0, "samples", count)
-    real = describe(test.batches(against), spaces, to_x0, "test images", against)
-    others = describe(train.batches(count), spaces, to_x0, "training images", count)
+    samples = describe(_read(paths), spaces, "samples", count, to_x0)
+    real = describe(test.batches(against), spaces, "test images", against, to_x0)
+    others = describe(train.batches(count), spaces, "training images", count)
     settings = "".join(f", {key} {value:g}" for key, value in painter.settings.items())
     clipped = "x0 clipped" if painter.scheduler.config.clip_x0 else "x0 not clipped"
     record = {
@@ -134,7 +136,7 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
     compared = {"samples": samples}
     if reconstruct is not None:
         batches = (to_uint8(reconstruct(to_pixels(x))) for x in test.batches(against))
-        compared["reconstructions"] = describe(batches, spaces, to_x0, "reconstructions", against)
+        compared["reconstructions"] = describe(batches, spaces, "reconstructions", against)
     compared["floor"] = others
     for space in spaces:
         features = {name: d.features[space.name] for name, d in compared.items()}
@@ -145,7 +147,7 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
     else:
         sets = {"samples": samples, "test images": real}
         record["nearest"] = _compare_nearest(sets, training_set)
-    _keep(folder.parent / "evaluation.jsonl", record)
+    _keep(folder / "evaluation.jsonl", record)
 
 
 def _read(paths):
@@ -229,7 +231,7 @@ def autoencoder_spaces(autoencoder, runtime, stats):
 
 def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
     """Reconstructions of all images of a data set: numbers, and a figure of the best and worst."""
-    batches = [list(part) for part in torch.arange(len(dataset)).split(args.batch)]
+    batches = [part.tolist() for part in torch.arange(len(dataset)).split(args.batch)]
     scores, indices, totals = [], [], {}
     with torch.no_grad(), tqdm(total=len(dataset), unit="image", delay=1, leave=False) as bar:
         for images, found in load_batches(dataset, batches, runtime.workers):
@@ -239,16 +241,14 @@ def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
             score += [gradient_magnitude(x_hat), gradient_magnitude(x)]
             scores.append(torch.stack(score, dim=1))
             indices += found
-            sums = {
-                "mean": posterior.mean.double().mean(dim=(2, 3)).sum(dim=0),
-                "square": posterior.mean.double().square().mean(dim=(2, 3)).sum(dim=0),
-                "kl": posterior.kl().double().mean(dim=(2, 3)).sum(dim=0),
-            }
-            totals = {key: totals.get(key, 0) + value.cpu() for key, value in sums.items()}
+            mean, kl = posterior.mean.cpu().double(), posterior.kl().cpu().double()
+            parts = {"mean": mean, "square": mean.square(), "kl": kl}
+            sums = {key: part.mean(dim=(2, 3)).sum(dim=0) for key, part in parts.items()}
+            totals = {key: totals.get(key, 0) + value for key, value in sums.items()}
             bar.update(len(found))
     scores, count = torch.cat(scores).double(), len(indices)
     mean, square, kl = (totals[key] / count for key in ("mean", "square", "kl"))
-    variance = square - mean.square()
+    variance = (square - mean.square()).clamp(min=0)
     values = posterior.mean[0, 0].numel()  # per channel
     record = {
         "autoencoder": str(args.evaluate), "images": count, "of": what,

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 NEIGHBOURHOOD = 3  # k of precision and recall, as in Kynkäänniemi et al. 2019
+CHUNK = 1000  # images whose distances to all others are in memory at a time
 
 
 def frechet_distance(a, b):
@@ -42,14 +43,18 @@ def precision_recall(samples, real):
     if min(len(samples), len(real)) <= NEIGHBOURHOOD:
         raise ValueError(f"precision and recall need more than {NEIGHBOURHOOD} images")
     samples, real = samples.double().cpu(), real.double().cpu()
-    among_real = (torch.cdist(samples, real) <= _radii(real)).any(dim=1)
-    among_samples = (torch.cdist(real, samples) <= _radii(samples)).any(dim=1)
-    return among_real.double().mean().item(), among_samples.double().mean().item()
+    return _share_among(samples, real), _share_among(real, samples)
 
 
-def _radii(features):
-    """Each image's distance to its k-th nearest neighbour, itself left out: (N,)."""
-    return torch.cdist(features, features).kthvalue(NEIGHBOURHOOD + 1, dim=1).values
+def _share_among(images, others):
+    """Share of images (N, D) that lie within the radius of one of the others (M, D)."""
+    nearest = [
+        torch.cdist(part, others).topk(NEIGHBOURHOOD + 1, largest=False).values[:, -1]
+        for part in others.split(CHUNK)
+    ]
+    radii = torch.cat(nearest)  # to the k-th nearest neighbour, itself left out
+    among = [(torch.cdist(part, others) <= radii).any(dim=1) for part in images.split(CHUNK)]
+    return torch.cat(among).double().mean().item()
 
 
 def psnr(x, x_hat):

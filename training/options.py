@@ -360,7 +360,7 @@ def _finish(parser, argv, needed_to_show=None):
     parser._defaults.clear()
     args.given = set(vars(parser.parse_args(argv)))
     showing = vars(args).pop("showing", None)
-    if args.evaluate:
+    if args.evaluate is not None:
         _refuse(parser, (args.given & ONLY_TRAIN) - TO_EVALUATE, "--evaluate")
         _refuse(parser, args.given & set(SEEING), "--evaluate")
         if showing:
@@ -396,10 +396,10 @@ def _finish_showing(parser, args, num_images, folder):
         what = next(name for name, holds in silent.items() if holds)
         parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
     figure = next((name for name in SEEING if name in args.given), None)
-    if args.evaluate and args.sampler == "ddpm":
+    if args.evaluate is not None and args.sampler == "ddpm":
         args.sampling_steps = args.sampling_steps or EVALUATED_STEPS
     args.num_images = args.num_images or SEEING.get(figure, num_images)
-    if args.evaluate:
+    if args.evaluate is not None:
         args.out = args.out or f"{folder}/evaluation/{_named_by_settings(args)}"
         if Path(args.out).suffix.lower() in (".png", ".jpg", ".jpeg"):
             parser.error(f"--evaluate makes a folder of pictures, but --out is {args.out}")
@@ -415,7 +415,7 @@ def _finish_showing(parser, args, num_images, folder):
 
 
 def _named_by_settings(args):
-    """A folder's name for samples of --evaluate: another checkpoint or setting, another folder."""
+    """A folder's name for the samples of --evaluate: the checkpoint's, and the sampler's flags."""
     steps, flags = SAMPLING[args.sampler]
     name = f"{Path(args.evaluate).stem}-{args.sampler}{args.sampling_steps or steps}"
     return name + "".join(f"-{flag}{getattr(args, flag):g}" for flag in flags if flag in args.given)
@@ -433,6 +433,7 @@ def resumed(args, saved):
 
     Raises ValueError where something typed contradicts the run.
     """
+    saved = {"min_snr": 0.0, **saved}  # runs from before this flag had all t alike
     merged = argparse.Namespace(**{**vars(args), **saved})
     for name in args.given:
         value = getattr(args, name)

@@ -123,8 +123,9 @@ def _keep_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc
         return
-    mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: smaller blocks come from the heap,
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: whose end is kept
+    # M_MMAP_THRESHOLD: smaller blocks come from the heap. Older versions take at most 32 MB.
+    if mallopt(-3, 2**30) or mallopt(-3, 2**25):
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the end of the heap is kept
 
 
 def _bf16_or_fp32(device):

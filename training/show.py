@@ -103,18 +103,10 @@ def make_pictures(args, runtime, model, scheduler, shape, to_images, training_se
     steps are not in 1 .. T, before anything is made.
     """
     painter = Painter(args, runtime, runtime.place(model), scheduler, shape, to_images)
-    scheduler.timesteps(painter.steps)
     out = Path(args.out)
     as_grid = out.suffix.lower() in figures.PICTURES
-    if not as_grid and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
-    if as_grid and out.is_dir():
-        raise ValueError(f"--out {out} is a folder; for single pictures name it without an ending")
     others = training_set() if args.neighbours else None
-    folder = out.parent if as_grid else out
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out {out}: {folder} cannot be written to")
+    check_out(painter, out)
     print(f"{args.sampler}, {painter.steps} steps a picture, on {runtime}", flush=True)
     began = time.monotonic()
     if args.film:
@@ -131,6 +123,21 @@ def make_pictures(args, runtime, model, scheduler, shape, to_images, training_se
     print(f"saved {out} in {time.monotonic() - began:.1f} s")
     if as_grid:
         figures.show_window(out)
+
+
+def check_out(painter, out):
+    """Make the folder that out needs; ValueError where it cannot be made or written to, or where
+    the painter's steps are not in 1 .. T."""
+    painter.scheduler.timesteps(painter.steps)
+    as_grid = out.suffix.lower() in figures.PICTURES
+    if not as_grid and out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
+    if as_grid and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; for single pictures name it without an ending")
+    folder = out.parent if as_grid else out
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {out}: {folder} cannot be written to")
 
 
 def fill_folder(painter, folder):
