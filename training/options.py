@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 # images: shown in all, (on a CPU, on a GPU), which gives the default of --epochs for any data set.
-MNIST = {"images": (720_000, 720_000), "batch": 64, "lr": 1e-3, "channels": 32, "blocks": 1,
+MNIST = {"images": (840_000, 840_000), "batch": 64, "lr": 1e-3, "channels": 32, "blocks": 1,
          "min_snr": 5.0, "num_images": 30}  # fmt: skip
 ENCODER = {"images": (170_000, 1_600_000), "batch": 16, "lr": 1e-3, "channels": 32, "blocks": 1}
 LATENT = {"images": (700_000, 3_200_000), "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 1,
