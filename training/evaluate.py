@@ -124,11 +124,14 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
     real = describe(test.batches(against), spaces, "test images", against, to_x0)
     others = describe(train.batches(count), spaces, "training images", count)
     settings = "".join(f", {key} {value:g}" for key, value in painter.settings.items())
+    label = f"{args.sampler}, {painter.steps} steps{settings}"
     clipped = "x0 clipped" if painter.scheduler.config.clip_x0 else "x0 not clipped"
     record = {
         "denoiser": str(args.evaluate),
+        "denoiser_id": fingerprint(painter.model)[:16],
+        "label": label,
         "protocol": f"{count} samples, seeds {painter.seeds[0]} to {painter.seeds[-1]}, "
-        f"{args.sampler}, {painter.steps} steps{settings}, {clipped}, averaged weights, "
+        f"{label}, {clipped}, averaged weights, "
         f"{painter.runtime.precision}; against {against} of {test.name}; floor: {len(others)} of "
         f"{train.name}",
     }
@@ -138,9 +141,11 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
         batches = (to_uint8(reconstruct(to_pixels(x))) for x in test.batches(against))
         compared["reconstructions"] = describe(batches, spaces, "reconstructions", against)
     compared["floor"] = others
+    record["spaces"] = {}
     for space in spaces:
         features = {name: d.features[space.name] for name, d in compared.items()}
-        record[space.name] = _compare(space.name, features, real.features[space.name])
+        distances = _compare(space.name, features, real.features[space.name])
+        record["spaces"][space.name] = distances
     record["colours"] = _compare_colours({"samples": samples, test.name: real})
     if training_set is None:
         print("distances to the nearest training images: the training set is not at hand")
@@ -148,6 +153,25 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
         sets = {"samples": samples, "test images": real}
         record["nearest"] = _compare_nearest(sets, training_set)
     _keep(folder / "evaluation.jsonl", record)
+    _draw_trade(folder, record)
+
+
+def _draw_trade(folder, record):
+    """trade.png: this evaluation among those of the same denoiser with other settings beside it."""
+    spaces, others = {}, sorted(folder.parent.glob("*/evaluation.jsonl"))
+    records = [json.loads(path.read_text().splitlines()[-1]) for path in others]
+    records = [r for r in records if r.get("denoiser_id") == record["denoiser_id"]]
+    for r in [*(r for r in records if r["label"] != record["label"]), record]:
+        for space, distances in r["spaces"].items():
+            for name in ("samples", "floor") if r is record else ("samples",):
+                if name in distances:
+                    d = distances[name]
+                    point = r["label"] if name == "samples" else "floor"
+                    point = point, d["precision"], d["recall"], d["frechet"]
+                    spaces.setdefault(space, []).append(point)
+    if spaces:
+        figures.trade(folder / "trade.png", spaces)
+        print(f"saved {folder / 'trade.png'}")
 
 
 def _read(paths):

@@ -199,6 +199,26 @@ def bands(path, records, num_steps):
     _save(fig, path)
 
 
+def trade(path, spaces):
+    """Precision over recall, a panel per space: {space: [(label, precision, recall, distance)]}.
+
+    What is labelled "floor" are real images.
+    """
+    fig = Figure(figsize=(5.2 * len(spaces), 4.4), layout="constrained")
+    axes = fig.subplots(1, len(spaces), squeeze=False)[0]
+    for ax, (space, points) in zip(axes, spaces.items(), strict=True):
+        for label, precision, recall, distance in points:
+            marker = "*" if label == "floor" else "o"
+            text = f"{label} (Frechet distance {distance:.3g})"
+            ax.plot(recall, precision, marker, markersize=9, label=text)
+        ax.set(xlabel="recall", ylabel="precision", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        ax.set_title(space, fontsize=9)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    fig.suptitle("Precision: how many samples look real; recall: how many real images are reached")
+    _save(fig, path)
+
+
 def side_by_side(path, grids, title):
     """Labelled grids of samples beside each other: {"label": (B, C, H, W)}."""
     fig = Figure(figsize=(5 * len(grids), 5.2), layout="constrained")
