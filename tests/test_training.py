@@ -385,6 +385,7 @@ def test_real_digits_are_learnt(tmp_path, monkeypatch):
     """60 steps on MNIST bring the validation loss from 1 to below 0.12."""
     monkeypatch.chdir(tmp_path)
     arguments = ["--train", "--data-root", REAL_DATA, "--steps", "60", "--batch", "32"]
+    arguments += ["--lr", "2e-3"]
     mnist_diffusion.main(options.parse_mnist([*arguments, "--name", "real", "--channels", "16"]))
     assert read_metrics("fig/mnist/metrics.jsonl", "real")[-1]["valid_raw"] < 0.12
 
