@@ -23,7 +23,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# All benchmarks but the training curves: about 10 minutes on 2 cores.
+# All benchmarks but the training curves: about 6 minutes on 2 cores.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
 

@@ -28,6 +28,8 @@ from training.runtime import Runtime
 from training.seeing import TrainingSet
 from training.show import Painter, load_denoiser, make_pictures
 
+GROWTH = 1, 2, 4  # of the widths, level by level
+
 
 def main(args):
     """Train, show or evaluate, as the arguments say."""
@@ -68,7 +70,7 @@ def train(args):
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
     channels = autoencoder.config.latent_channels
-    model, scheduler = denoiser.network_and_schedule(args, channels, (1, 2, 4), clip_x0=False)
+    model, scheduler = denoiser.network_and_schedule(args, channels, GROWTH, clip_x0=False)
     facts = {
         "space": "latents",
         "shape": list(data.valid.shape[1:]),

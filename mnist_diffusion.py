@@ -24,6 +24,8 @@ from training.runtime import Runtime
 from training.seeing import TrainingSet
 from training.show import Painter, load_denoiser, make_pictures
 
+GROWTH = 1, 2, 2  # of the widths, level by level
+
 
 def main(args):
     """Train, show or evaluate, as the arguments say."""
@@ -53,7 +55,7 @@ def train(args):
     )
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
-    model, scheduler = denoiser.network_and_schedule(args, 1, (1, 2, 2), clip_x0=True)
+    model, scheduler = denoiser.network_and_schedule(args, 1, GROWTH, clip_x0=True)
     facts = {"space": "pixels", "shape": [1, 28, 28], "data": "mnist"}
     facts["scheduler"] = asdict(scheduler.config)
     folders = "checkpoints/mnist", "fig/mnist"

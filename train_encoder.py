@@ -16,7 +16,7 @@ import torch
 
 from data.images import load_batches, open_images, to_pixels
 from data.order import ShuffledOrder
-from models.autoencoder import AutoencoderConfig, AutoencoderKL, DiagonalGaussian
+from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.blocks import check_divides, norm_groups
 from models.discriminator import (
     DiscriminatorConfig,
@@ -27,7 +27,7 @@ from models.discriminator import (
 from training import figures
 from training.checkpoint import check_channels, load_model, save_model
 from training.ema import EMA
-from training.evaluate import evaluate_autoencoder
+from training.evaluate import evaluate_autoencoder, reconstruct
 from training.metrics import psnr
 from training.optimizer import Optimizer, rate_at
 from training.progress import read_metrics
@@ -212,18 +212,6 @@ def weight_norms(**networks):
         return torch.stack([p.detach().norm() for p in network.parameters()]).norm().item()
 
     return {f"weights_{name}": norm(network) for name, network in networks.items()}
-
-
-def reconstruct(model, runtime, x):
-    """Posterior of x (B, C, H, W), and the reconstruction from its mean, float32 on the CPU."""
-    x_hat, mean, logvar = [], [], []
-    for part in x.split(16):
-        with torch.no_grad(), runtime.autocast():
-            posterior = model.encode(runtime.send(part))
-            x_hat.append(model.decode(posterior.mean).float().cpu())
-        mean.append(posterior.mean.cpu())
-        logvar.append(posterior.logvar.cpu())
-    return DiagonalGaussian(torch.cat(mean), torch.cat(logvar)), torch.cat(x_hat)
 
 
 def validate(runtime, valid, **models):

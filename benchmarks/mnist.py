@@ -26,14 +26,14 @@ from benchmarks import steps
 from benchmarks.report import ROOT, Report, alternate, installed
 from data.images import mnist, to_pixels
 from data.order import ShuffledOrder
-from models.diffusion import denoising_loss
+from mnist_diffusion import GROWTH
 from models.samplers import picture_noise, sample
 from training import denoiser, options
 from training.checkpoint import fingerprint
 from training.classifier import features, mnist_classifier
 from training.ema import EMA
 from training.metrics import frechet_distance
-from training.optimizer import Optimizer, rate_at
+from training.optimizer import rate_at
 from training.runtime import Runtime
 from training.show import load_denoiser
 
@@ -76,13 +76,7 @@ class Diffusers(Peer):
         import diffusers
 
         self.scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-        config = our_network()[0].config
-        n = len(config.channels)
-        return diffusers.UNet2DModel(
-            in_channels=1, out_channels=1, block_out_channels=config.channels,
-            layers_per_block=config.blocks, down_block_types=["DownBlock2D"] * n,
-            up_block_types=["UpBlock2D"] * n, norm_num_groups=config.groups, add_attention=False,
-        )  # fmt: skip
+        return steps.unet2d(our_network()[0].config)
 
     def make_optimizer(self, lr, betas):
         return torch.optim.AdamW(self.network.parameters(), lr=lr, betas=betas, weight_decay=1e-6)
@@ -183,7 +177,7 @@ def mnist_args(*more):
 
 
 def our_network():
-    return denoiser.network_and_schedule(mnist_args(), 1, (1, 2, 2), clip_x0=True)
+    return denoiser.network_and_schedule(mnist_args(), 1, GROWTH, clip_x0=True)
 
 
 def peers():
@@ -221,21 +215,8 @@ def step_of(name, device):
 def our_step(device):
     """The same of mnist_diffusion.py --train."""
     args = mnist_args("--device", device)
-    runtime = Runtime(args)
-    model, scheduler = our_network()
-    model = runtime.place(model).train()
-    ema = EMA(model, args.ema)
-    optimizer = Optimizer(model, args.lr, (0.9, 0.99), denoiser.MAX_GRADIENT, runtime)
     images = torch.zeros(args.batch, 1, 28, 28, dtype=torch.uint8)
-
-    def step():
-        x0 = runtime.send(to_pixels(images))
-        with runtime.autocast():
-            losses, _ = denoising_loss(model, scheduler, x0)
-        optimizer.step(losses.mean(), 1.0)
-        ema.update(model, 1000)
-
-    return step
+    return steps.our_step(args, Runtime(args), *our_network(), lambda: to_pixels(images))[0]
 
 
 def train_peer(name, device, digits, total):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -56,10 +57,10 @@ class Report:
 def alternate(makers, rounds=7, calls=4):
     """{name: median seconds of a call} of {name: an expression}, by turns, two calls each first.
 
-    The expression, in which this package's modules have their names, makes a
-    function without arguments in a process of its own, so that nothing that one does to its
-    process helps or harms another. Turns, because a machine that others use is faster at one time
-    than at another: a ratio of medians of alternating runs hardly sees it.
+    The expression, in which this package's modules have their names, makes a function without
+    arguments in a process of its own, so that nothing that one does to it touches another. Turns,
+    because a machine that others use is faster at one time than at another: a ratio of medians of
+    alternating runs hardly sees it.
     """
     workers = {name: _Worker(expression) for name, expression in makers.items()}
     times = {name: [] for name in workers}
@@ -130,11 +131,9 @@ def python(code, cwd=ROOT):
     return done.stdout.splitlines()[-1]
 
 
-def installed(*packages):
-    """Whether the peers are there; says so where they are not."""
-    from importlib.util import find_spec
-
-    missing = [p for p in packages if find_spec(p) is None]
-    if missing:
-        print(f"left out: {', '.join(missing)} is not installed (requirements-dev.txt)", flush=True)
-    return not missing
+def installed(package):
+    """Whether a peer is there; says so where it is not."""
+    found = find_spec(package) is not None
+    if not found:
+        print(f"left out: {package} is not installed (requirements-dev.txt)", flush=True)
+    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.pipeline import CELEBA
 from benchmarks.report import ROOT, python
 from data.synthetic import draw_face
 from training.figures import save_image
@@ -54,7 +55,7 @@ def startup(report):
         write_digits(Path(folder))
         for i in range(300):
             path = Path(folder, "pictures", f"{i:03d}.jpg")
-            save_image(path, Image.fromarray(draw_face(i, (218, 178))))
+            save_image(path, Image.fromarray(draw_face(i, CELEBA)))
         for script, arguments in SCRIPTS.items():
             argv = [str(ROOT / script), *arguments, "--compile", "off"]
             if script == "latent_diffusion.py":  # an autoencoder, and its latents cached

@@ -17,21 +17,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_encoder
 from benchmarks.report import alternate, installed, python, synchronize
+from latent_diffusion import GROWTH
 from models.diffusion import denoising_loss
 from models.discriminator import discriminator_loss
 from training import denoiser, options
 from training.ema import EMA
 from training.optimizer import Optimizer
-from training.runtime import Runtime
+from training.runtime import DTYPES, Runtime
 
 # (batch, channels, height): 3x3 convolutions of as many channels to as many; and n x n matrices.
 CONVOLUTIONS = [(16, 64, 64), (16, 128, 32), (64, 128, 16), (64, 256, 16), (64, 256, 8)]
 MATRICES = [1024, 2048, 4096, 8192]
 
 
-def latent_args(*more):
+def latent_args():
     """The arguments of a denoiser's training, all defaults."""
-    return options.parse_latent(["--train", "--encoder", "none", *more])
+    return options.parse_latent(["--train", "--encoder", "none"])
 
 
 def encoder_args(on_gpu):
@@ -49,19 +50,24 @@ def latent_shape(on_gpu):
 
 def our_network():
     """The denoiser of latent_diffusion.py --train, untrained."""
-    return denoiser.network_and_schedule(latent_args(), 3, (1, 2, 4), clip_x0=False)
+    return denoiser.network_and_schedule(latent_args(), 3, GROWTH, clip_x0=False)
 
 
 def our_denoiser(device, precision):
     """(step, network): a function that makes one training step on whitened latents."""
     args, runtime = latent_args(), machine(device, precision)
-    model, scheduler = our_network()
+    x0 = torch.randn(args.batch, *latent_shape(runtime.on_gpu))
+    return our_step(args, runtime, *our_network(), lambda: x0)
+
+
+def our_step(args, runtime, model, scheduler, draw):
+    """(step, network) of training/denoiser.py's loop; draw: () -> x0 on the CPU."""
     model = runtime.place(model).train()
     ema = EMA(model, args.ema)
     optimizer = Optimizer(model, args.lr, (0.9, 0.99), denoiser.MAX_GRADIENT, runtime)
-    x0 = runtime.send(torch.randn(args.batch, *latent_shape(runtime.on_gpu)))
 
     def step():
+        x0 = runtime.send(draw())
         with runtime.autocast():
             losses, _ = denoising_loss(model, scheduler, x0)
         optimizer.step(losses.mean(), 1.0)
@@ -70,21 +76,26 @@ def our_denoiser(device, precision):
     return step, model
 
 
+def unet2d(config, **more):
+    """diffusers' UNet2DModel of a UNetConfig's structure, untrained."""
+    import diffusers
+
+    n = len(config.channels)
+    return diffusers.UNet2DModel(
+        in_channels=config.in_channels, out_channels=config.in_channels,
+        block_out_channels=config.channels, layers_per_block=config.blocks,
+        down_block_types=["DownBlock2D"] * n, up_block_types=["UpBlock2D"] * n,
+        norm_num_groups=config.groups, add_attention=False, **more,
+    )  # fmt: skip
+
+
 def diffusers_denoiser(device, precision):
     """The same network and batch by diffusers, in the steps of its own training example: AdamW,
     clipping, no EMA (that example's default)."""
     import diffusers
 
-    ours, _ = our_network()
-    config, n = ours.config, len(ours.config.channels)
-    model = diffusers.UNet2DModel(
-        in_channels=config.in_channels, out_channels=config.in_channels,
-        block_out_channels=config.channels, layers_per_block=config.blocks,
-        down_block_types=["DownBlock2D"] * n, up_block_types=["UpBlock2D"] * n,
-        norm_num_groups=config.groups, add_attention=False,
-        sample_size=latent_shape(device != "cpu")[1:],
-    )  # fmt: skip
-    model = model.to(device).train()
+    height_width = latent_shape(device != "cpu")[1:]
+    model = unet2d(our_network()[0].config, sample_size=height_width).to(device).train()
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
@@ -134,8 +145,7 @@ def ddpm_pytorch_denoiser(device, precision):
 
 def autocast(device, precision):
     """The line that a peer's user can add; nothing for fp32."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device, dtype, enabled=precision != "fp32")
+    return torch.autocast(device, DTYPES[precision], enabled=precision != "fp32")
 
 
 def equal_size(make, like):
@@ -170,7 +180,8 @@ def our_autoencoder(device, precision):
         loss_gan, _ = train_encoder.adaptive_gan_loss(
             lambda leaf: disc(leaf * 1), x, x_hat, runtime, optimizer
         )
-        loss = (x_hat - x).square().mean() + 1e-4 * posterior.kl().mean() + 0.5 * loss_gan
+        loss = (x_hat - x).square().mean() + args.kl_weight * posterior.kl().mean()
+        loss = loss + args.gan_weight * loss_gan
         optimizer.step(loss, 1.0)
         ema.update(model, 1000)
         with runtime.autocast():
@@ -314,8 +325,7 @@ def count(step):
 @torch.no_grad()
 def peak(runtime):
     """(highest FLOP/s, of which shape) among CONVOLUTIONS and MATRICES, in runtime's precision."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    more = {"device": runtime.device, "dtype": dtype[runtime.precision]}
+    more = {"device": runtime.device, "dtype": DTYPES[runtime.precision]}
     rates = {}
 
     def measure(name, function, flops):

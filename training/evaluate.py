@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.images import load_batches, to_pixels, to_uint8
+from models.autoencoder import DiagonalGaussian
 from training import figures
 from training.checkpoint import fingerprint
 from training.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
@@ -257,15 +258,16 @@ def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
     """Reconstructions of all images of a data set: numbers, and a figure of the best and worst."""
     batches = [part.tolist() for part in torch.arange(len(dataset)).split(args.batch)]
     scores, indices, totals = [], [], {}
-    with torch.no_grad(), tqdm(total=len(dataset), unit="image", delay=1, leave=False) as bar:
+    with tqdm(total=len(dataset), unit="image", delay=1, leave=False) as bar:
         for images, found in load_batches(dataset, batches, runtime.workers):
             x = to_pixels(images)
-            posterior, x_hat = _reconstruct(model, runtime, x)
+            posterior, x_hat = reconstruct(model, runtime, x)
+            x_hat = x_hat.clamp(-1, 1)
             score = [psnr(x, x_hat), ssim(x, x_hat), (x_hat - x).abs().mean(dim=(1, 2, 3))]
             score += [gradient_magnitude(x_hat), gradient_magnitude(x)]
             scores.append(torch.stack(score, dim=1))
             indices += found
-            mean, kl = posterior.mean.cpu().double(), posterior.kl().cpu().double()
+            mean, kl = posterior.mean.double(), posterior.kl().double()
             parts = {"mean": mean, "square": mean.square(), "kl": kl}
             sums = {key: part.mean(dim=(2, 3)).sum(dim=0) for key, part in parts.items()}
             totals = {key: totals.get(key, 0) + value for key, value in sums.items()}
@@ -299,11 +301,16 @@ def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
     _keep(fig / "evaluation.jsonl", record)
 
 
-def _reconstruct(model, runtime, x):
-    """Posterior, and reconstruction of its mean, clamped, float32 on the CPU."""
-    with runtime.autocast():
-        posterior = model.encode(runtime.send(x))
-        return posterior, model.decode(posterior.mean).float().clamp(-1, 1).cpu()
+def reconstruct(model, runtime, x):
+    """Posterior of x (B, C, H, W), and the reconstruction from its mean, float32 on the CPU."""
+    x_hat, mean, logvar = [], [], []
+    for part in x.split(16):
+        with torch.no_grad(), runtime.autocast():
+            posterior = model.encode(runtime.send(part))
+            x_hat.append(model.decode(posterior.mean).float().cpu())
+        mean.append(posterior.mean.cpu())
+        logvar.append(posterior.logvar.cpu())
+    return DiagonalGaussian(torch.cat(mean), torch.cat(logvar)), torch.cat(x_hat)
 
 
 def _draw_best_and_worst(path, model, runtime, dataset, scores, indices):
@@ -314,8 +321,7 @@ def _draw_best_and_worst(path, model, runtime, dataset, scores, indices):
     picks = torch.cat([order[:shown], order[middle : middle + shown], order[-shown:]])
     loaded = [next(load_batches(dataset, [[indices[i]]], 0))[0] for i in picks]
     x = to_pixels(torch.cat(loaded))
-    with torch.no_grad():
-        x_hat = torch.cat([_reconstruct(model, runtime, part)[1] for part in x.split(1)])
+    _, x_hat = reconstruct(model, runtime, x)
     words = [w for w in ("best", "median", "worst") for _ in range(shown)]
     captions = [f"{word}\n{scores[i]:.1f} dB" for word, i in zip(words, picks, strict=True)]
     title = f"Best, median and worst reconstructions of {len(order)} images"

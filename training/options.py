@@ -396,10 +396,10 @@ def _finish_showing(parser, args, num_images, folder):
         what = next(name for name, holds in silent.items() if holds)
         parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
     figure = next((name for name in SEEING if name in args.given), None)
-    if args.evaluate is not None and args.sampler == "ddpm":
-        args.sampling_steps = args.sampling_steps or EVALUATED_STEPS
     args.num_images = args.num_images or SEEING.get(figure, num_images)
     if args.evaluate is not None:
+        if args.sampler == "ddpm":
+            args.sampling_steps = args.sampling_steps or EVALUATED_STEPS
         args.out = args.out or f"{folder}/evaluation/{_named_by_settings(args)}"
         if Path(args.out).suffix.lower() in (".png", ".jpg", ".jpeg"):
             parser.error(f"--evaluate makes a folder of pictures, but --out is {args.out}")
