@@ -23,12 +23,13 @@ from models.discriminator import (
     PatchDiscriminator,
     discriminator_loss,
     generator_loss,
+    with_low_frequencies,
 )
 from training import figures
 from training.checkpoint import check_channels, load_model, save_model
 from training.ema import EMA
 from training.evaluate import evaluate_autoencoder, reconstruct
-from training.metrics import psnr
+from training.metrics import gradient_magnitude, psnr
 from training.optimizer import Optimizer, rate_at
 from training.progress import read_metrics
 from training.run import Run, parameters, resume, same_data
@@ -73,7 +74,7 @@ def train(args):
 
     # Optimizers, and where a resumed run was.
     optimizer = Optimizer(model, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
-    disc_optimizer = Optimizer(disc, 0.2 * args.lr, (0.5, 0.9), MAX_GRADIENT, runtime)
+    disc_optimizer = Optimizer(disc, args.lr, (0.5, 0.9), MAX_GRADIENT, runtime)
     parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
     parts |= {"disc": disc, "disc_optimizer": disc_optimizer}
     run.restore(parts)
@@ -114,12 +115,11 @@ def train(args):
             norm = optimizer.step(loss, rate)
             ema.update(model, step)
 
-            # Discriminator: on the same reconstructions.
+            # Discriminator: on the same reconstructions, at the full rate to the end.
             if disc_trains and args.gan_weight:
-                with runtime.autocast():
-                    real, fake = judge(torch.cat([x, x_hat.detach()])).chunk(2)
+                real, fake = judge_both(judge, x, x_hat.detach(), runtime)
                 loss_disc = discriminator_loss(real, fake)
-                disc_optimizer.step(loss_disc, rate)
+                disc_optimizer.step(loss_disc, 1.0)
                 gan_metrics |= {"loss_disc": loss_disc, "logit_real": real.mean()}
                 gan_metrics |= {"logit_fake": fake.mean()}
             progress.add(loss_rec=loss_rec, loss_kl=loss_kl, gradient_norm=norm, **gan_metrics)
@@ -159,7 +159,7 @@ def networks(args, image_channels):
     c = args.channels
     widths, groups = (c, 2 * c, 4 * c), norm_groups(c)
     config = AutoencoderConfig(image_channels, args.latent_channels, widths, args.blocks, groups)
-    layers = 3 if min(args.size) >= 32 else 2  # a patch must fit into the image
+    layers = 3 if min(args.size) >= 128 else 2  # a logit sees 70 pixels squared, or 34
     return AutoencoderKL(config), PatchDiscriminator(
         DiscriminatorConfig(image_channels, 2 * c, layers)
     )
@@ -182,13 +182,19 @@ def adaptive_gan_loss(judge, x, x_hat, runtime, optimizer):
     """
     leaf = x_hat.detach().requires_grad_()
     with runtime.autocast():
-        loss = generator_loss(judge(leaf))
+        loss = generator_loss(judge(with_low_frequencies(leaf, x)))
     scale = optimizer.scaler.get_scale()  # 1 but in fp16, whose small gradients would vanish
     gradient = torch.autograd.grad(loss * scale, leaf)[0] / scale
     gradient_rec = 2 * (leaf.detach() - x) / x.numel()
     weight = (gradient_rec.norm() / (gradient.norm() + 1e-12)).clamp(0, 1)
     metrics = {"loss_gan": loss, "adaptive_weight": weight}
     return (weight * gradient * x_hat).sum(), metrics
+
+
+def judge_both(judge, x, x_hat, runtime):
+    """The discriminator's logits of originals and of the reconstructions' detail."""
+    with runtime.autocast():
+        return judge(torch.cat([x, with_low_frequencies(x_hat, x)])).chunk(2)
 
 
 def random_flip(images):
@@ -215,12 +221,14 @@ def weight_norms(**networks):
 
 
 def validate(runtime, valid, **models):
-    """PSNR of each model's reconstructions, and the KL of the last one's latents, in nats."""
+    """PSNR of each model's reconstructions; the last one's gradient magnitude, as a share of the
+    originals', and the KL of its latents, in nats."""
     metrics = {}
     for name, model in models.items():
         posterior, x_hat = reconstruct(model, runtime, valid)
         metrics[f"psnr_{name}"] = psnr(valid, x_hat).mean().item()
-    return {**metrics, "valid_kl": posterior.kl().mean().item()}
+    sharpness = gradient_magnitude(x_hat).mean() / gradient_magnitude(valid).mean()
+    return {**metrics, "sharpness": sharpness.item(), "valid_kl": posterior.kl().mean().item()}
 
 
 def draw_figures(run, runtime, valid, model, disc):
@@ -236,13 +244,14 @@ def draw_figures(run, runtime, valid, model, disc):
         "l2 loss": ["loss_rec"],
         "KL, nats per latent value": ["loss_kl", "valid_kl"],
         "validation PSNR, dB": ["psnr_raw", "psnr_ema"],
+        "gradient magnitude, share of the originals'": ["sharpness"],
     }
     if disc is not None:
         panels["discriminator's logits"] = ["logit_real", "logit_fake"]
         panels["discriminator's loss, GAN weight"] = ["loss_disc", "gan_weight"]
         panels["adaptive weight of the GAN term"] = ["adaptive_weight"]
-        with torch.no_grad(), runtime.autocast():
-            real, fake = disc(runtime.send(torch.cat([x, x_hat]))).chunk(2)
+        with torch.no_grad():
+            real, fake = judge_both(disc, runtime.send(x), runtime.send(x_hat), runtime)
         figures.confidences(run.fig / "confidences.png", x, x_hat, real, fake)
     figures.curves(run.fig / "losses.png", read_metrics(run.metrics, run.name), panels)
 

@@ -169,7 +169,7 @@ def our_autoencoder(device, precision):
     model, disc = runtime.place(model).train(), runtime.place(disc).train()
     ema = EMA(model, args.ema)
     optimizer = Optimizer(model, args.lr, (0.9, 0.99), train_encoder.MAX_GRADIENT, runtime)
-    disc_optimizer = Optimizer(disc, 0.2 * args.lr, (0.5, 0.9), train_encoder.MAX_GRADIENT, runtime)
+    disc_optimizer = Optimizer(disc, args.lr, (0.5, 0.9), train_encoder.MAX_GRADIENT, runtime)
     x = runtime.send(torch.rand(args.batch, 3, *args.size) * 2 - 1)
 
     def step():
@@ -184,8 +184,7 @@ def our_autoencoder(device, precision):
         loss = loss + args.gan_weight * loss_gan
         optimizer.step(loss, 1.0)
         ema.update(model, 1000)
-        with runtime.autocast():
-            real, fake = disc(torch.cat([x, x_hat.detach()])).chunk(2)
+        real, fake = train_encoder.judge_both(disc, x, x_hat.detach(), runtime)
         disc_optimizer.step(discriminator_loss(real, fake), 1.0)
 
     return step, model

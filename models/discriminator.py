@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
 
+BLOCK = 4  # pixels: what is finer than such blocks is detail
+
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
@@ -41,6 +43,17 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x)).float()
+
+
+def with_low_frequencies(x_hat, x):
+    """x_hat with what x has in place of its own low frequencies; (B, C, H, W), BLOCK divides H, W.
+
+    A discriminator that is shown x and this can tell them apart by detail alone, and its gradient
+    at x_hat is free of shifts in colour and brightness. Those, the same in all pixels, would
+    outweigh l2's gradient in the decoder's weights, and they are right in the latents already.
+    """
+    difference = F.avg_pool2d(x - x_hat, BLOCK)
+    return x_hat + F.interpolate(difference, scale_factor=BLOCK, mode="bilinear")
 
 
 def generator_loss(fake_logits):

@@ -11,6 +11,7 @@ from models.discriminator import (
     PatchDiscriminator,
     discriminator_loss,
     generator_loss,
+    with_low_frequencies,
 )
 from models.unet import UNet, UNetConfig
 
@@ -98,6 +99,15 @@ def test_discriminator_sees_patches():
     logits = model(x)
     assert logits.shape == (2, 1, 6, 4)
     torch.testing.assert_close(model(x[:1]), logits[:1])
+
+
+def test_low_frequencies_are_exchanged_and_detail_is_kept():
+    x = torch.randn(2, 3, 16, 24)
+    shift = torch.randn(2, 3, 1, 1)
+    torch.testing.assert_close(with_low_frequencies(x + shift, x), x)
+    row, column = torch.arange(16)[:, None], torch.arange(24)
+    grain = ((row + column) % 2 * 2 - 1).float()  # its mean over any block is 0
+    torch.testing.assert_close(with_low_frequencies(x + grain, x), x + grain)
 
 
 def test_hinge_losses():

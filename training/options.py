@@ -98,10 +98,10 @@ def parse_encoder(argv=None):
     text = "weight of the KL term, in nats per latent value"
     _flag(net, "--kl-weight", text, number(0, 1e3), "W", 1e-4)
     text = (
-        "weight of the GAN term, beside its adaptive weight in [0, 1]; 0 trains without a "
-        "discriminator"
+        "weight of the GAN term: at most so many times as long as the l2 term's gradient is its "
+        "own, at the decoder's output; 0 trains without a discriminator"
     )
-    _flag(net, "--gan-weight", text, number(0, 1e3), "W", 0.5)
+    _flag(net, "--gan-weight", text, number(0, 1e3), "W", 2.0)
     _machine(parser)
     return _finish(parser, argv)
 
