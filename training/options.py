@@ -16,7 +16,7 @@ MNIST = {"images": (840_000, 840_000), "batch": 64, "lr": 1e-3, "channels": 32, 
          "min_snr": 5.0, "num_images": 30}  # fmt: skip
 ENCODER = {"images": (170_000, 1_600_000), "batch": 16, "lr": 1e-3, "channels": 32, "blocks": 1}
 LATENT = {"images": (700_000, 3_200_000), "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 1,
-          "min_snr": 0.0, "num_images": 15}  # fmt: skip
+          "min_snr": 5.0, "num_images": 15}  # fmt: skip
 CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W); CelebA on a GPU, all else
 
 # What belongs to the machine is not kept in a run's state; what is movable may be typed anew when
