@@ -173,7 +173,7 @@ def gan_phase(step, steps):
 
 
 def adaptive_gan_loss(judge, x, x_hat, runtime, optimizer):
-    """The generator's loss, scaled so that its gradient at x_hat is at most as long as l2's.
+    """The generator's loss on detail, its gradient at x_hat scaled to at most the length of l2's.
 
     Esser et al. 2021, eq. 7, with the gradients at the decoder's output instead of at its last
     layer, and the weight clamped to [0, 1]. Returns (a scalar to add to the loss, metrics). The

@@ -98,8 +98,8 @@ def parse_encoder(argv=None):
     text = "weight of the KL term, in nats per latent value"
     _flag(net, "--kl-weight", text, number(0, 1e3), "W", 1e-4)
     text = (
-        "weight of the GAN term: at most so many times as long as the l2 term's gradient is its "
-        "own, at the decoder's output; 0 trains without a discriminator"
+        "weight of the GAN term: its gradient at the decoder's output is at most W times as long "
+        "as the l2 term's; 0 trains without a discriminator"
     )
     _flag(net, "--gan-weight", text, number(0, 1e3), "W", 2.0)
     _machine(parser)
