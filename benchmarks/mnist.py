@@ -291,7 +291,7 @@ def contend(name, minutes, speed, device, data_root):
 def settings(device, classifier):
     """What results depend on beside contender and minutes: the machine's kind, and our defaults."""
     args = mnist_args()
-    names = "batch", "lr", "ema", "min_snr", "channels", "blocks", "dropout"
+    names = "batch", "lr", "ema", "min_snr", "t_density", "channels", "blocks", "dropout"
     known = {name: getattr(args, name) for name in names}
     return {**known, "device": device.type, "classifier": fingerprint(classifier)[:8]}
 

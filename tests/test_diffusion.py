@@ -4,7 +4,14 @@ import pytest
 import torch
 from helpers import MEAN, STD, exact_denoiser, scheduler, small_unet
 
-from models.diffusion import denoising_loss, min_snr_weights
+from models.diffusion import (
+    LOG_MEAN,
+    LOG_STD,
+    denoising_loss,
+    draw_timesteps,
+    min_snr_weights,
+    timestep_density,
+)
 
 
 def test_loss_is_the_squared_error_per_sample():
@@ -51,3 +58,53 @@ def test_min_snr_weights_are_those_of_the_paper():
     torch.testing.assert_close(ratio, ratio[-1].expand(1000))
     assert 100 < int((~noisy).sum()) < 900  # both kinds are there
     assert torch.equal(min_snr_weights(s, 0), torch.ones(1000))
+
+
+def test_uniform_density_has_all_t_alike():
+    density = timestep_density(scheduler(), "uniform")
+    assert torch.equal(density, torch.full((1000,), 0.001, dtype=torch.float64))
+
+
+def test_lognormal_density_is_that_of_the_noise_to_signal_ratio():
+    """Three tenths are uniform; of the rest, so much as a normal distribution has below a ratio."""
+    s = scheduler()
+    density = timestep_density(s, "lognormal")
+    assert density.sum().item() == pytest.approx(1)
+    assert density.min() >= 0.0003
+    rest = (density - 0.0003) / 0.7
+    log_ratio = 0.5 * ((1 - s.alpha_bar) / s.alpha_bar).log()
+    mean = (rest * log_ratio).sum()
+    std = (rest * (log_ratio - mean).square()).sum().sqrt()
+    # The schedule's own range cuts a little off the normal distribution's ends.
+    assert mean.item() == pytest.approx(LOG_MEAN, abs=0.03)
+    assert std.item() == pytest.approx(LOG_STD, abs=0.06)
+    below = rest[log_ratio < LOG_MEAN].sum().item()
+    assert below == pytest.approx(0.5, abs=0.01)
+
+
+def test_unknown_density_is_refused():
+    with pytest.raises(ValueError, match="uniform or lognormal, not normal"):
+        timestep_density(scheduler(), "normal")
+
+
+@pytest.mark.parametrize("name", ["uniform", "lognormal"])
+def test_timesteps_are_drawn_by_their_density(name):
+    density = timestep_density(scheduler(num_steps=10), name)
+    t = draw_timesteps(density, 100_000)
+    share = t.bincount(minlength=10) / len(t)
+    torch.testing.assert_close(share, density.float(), atol=0.006, rtol=0)
+    one = torch.zeros(10).index_fill(0, torch.tensor([3]), 1.0)
+    assert draw_timesteps(one, 100).unique().tolist() == [3]
+
+
+@pytest.mark.parametrize("name", ["uniform", "lognormal"])
+def test_losses_over_their_density_have_the_mean_of_uniform_draws(name):
+    """What training/denoiser.py does with them."""
+    s, n = scheduler(), 200_000
+    x0 = MEAN + STD * torch.randn(n, 1, 1, 1, dtype=torch.float64)
+    wanted = (s.alpha_bar * STD**2 / (s.alpha_bar * STD**2 + 1 - s.alpha_bar)).mean().item()
+    density = timestep_density(s, name)
+    t = draw_timesteps(density, n)
+    losses, _ = denoising_loss(exact_denoiser(s), s, x0, t)
+    mean = (losses / (len(density) * density[t])).mean().item()
+    assert mean == pytest.approx(wanted, rel=0.02)

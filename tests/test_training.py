@@ -423,7 +423,9 @@ def test_a_state_of_other_networks_is_refused(tmp_path, monkeypatch):
         mnist_diffusion.main(options.parse_mnist(["--train", "--resume", "--steps", "4"]))
 
 
-def test_runs_from_before_min_snr_go_on_without_it():
+def test_runs_from_before_min_snr_and_t_density_go_on_without_them():
     args = options.parse_mnist(["--train", "--resume"])
-    assert options.resumed(args, {"lr": 0.1}).min_snr == 0
-    assert options.resumed(args, {"lr": 0.1, "min_snr": 5.0}).min_snr == 5
+    old = options.resumed(args, {"lr": 0.1})
+    assert (old.min_snr, old.t_density) == (0, "uniform")
+    new = options.resumed(args, {"lr": 0.1, "min_snr": 5.0, "t_density": "lognormal"})
+    assert (new.min_snr, new.t_density) == (5, "lognormal")

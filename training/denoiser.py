@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from data.order import ShuffledOrder
 from models.blocks import norm_groups
-from models.diffusion import denoising_loss, min_snr_weights
+from models.diffusion import denoising_loss, draw_timesteps, min_snr_weights, timestep_density
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
@@ -71,16 +71,23 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
     )
 
     forward = runtime.compiled(model)
-    weights = min_snr_weights(scheduler, args.min_snr).to(runtime.device)
+    density = timestep_density(scheduler, args.t_density)
+    # What the loss of a drawn t counts in a mean over all t alike, and in the training's.
+    share = (1 / (scheduler.num_steps * density)).float().to(runtime.device)
+    weights = share * min_snr_weights(scheduler, args.min_snr).to(runtime.device)
+    density = density.float().to(runtime.device)
     with run.progress() as progress:
         for step in range(run.start, run.steps):
             x0 = data.draw(run.order.indices(step))
+            t = draw_timesteps(density, len(x0))
             with runtime.autocast():
-                losses, t = denoising_loss(forward, scheduler, x0)
+                losses, _ = denoising_loss(forward, scheduler, x0, t)
             norm = optimizer.step((weights[t] * losses).mean(), rate_at(step, run.steps))
             ema.update(model, step)
             progress.add(
-                loss=losses.mean(), gradient_norm=norm, **band_sums(losses, t, scheduler.num_steps)
+                loss=(share[t] * losses).mean(),
+                gradient_norm=norm,
+                **band_sums(losses, t, scheduler.num_steps),
             )
 
             done = step + 1

@@ -13,10 +13,10 @@ from pathlib import Path
 
 # images: shown in all, (on a CPU, on a GPU), which gives the default of --epochs for any data set.
 MNIST = {"images": (840_000, 840_000), "batch": 64, "lr": 1e-3, "channels": 32, "blocks": 1,
-         "min_snr": 5.0, "num_images": 30}  # fmt: skip
+         "min_snr": 5.0, "t_density": "lognormal", "num_images": 30}  # fmt: skip
 ENCODER = {"images": (170_000, 1_600_000), "batch": 16, "lr": 1e-3, "channels": 32, "blocks": 1}
-LATENT = {"images": (700_000, 3_200_000), "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 1,
-          "min_snr": 5.0, "num_images": 15}  # fmt: skip
+LATENT = {"images": (1_000_000, 3_200_000), "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 1,
+          "min_snr": 5.0, "t_density": "uniform", "num_images": 15}  # fmt: skip
 CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W); CelebA on a GPU, all else
 
 # What belongs to the machine is not kept in a run's state; what is movable may be typed anew when
@@ -24,9 +24,9 @@ CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W); CelebA on a GPU, all e
 MACHINE = {"device", "compile", "workers"}
 MOVABLE = MACHINE | {"precision", "data_root", "encoder", "epochs", "steps", "resume", "train"}
 ONLY_TRAIN = {
-    "data", "size", "epochs", "steps", "lr", "channels", "blocks", "dropout", "min_snr", "ema",
-    "name", "resume", "mirror", "data_root", "compile", "workers", "no_flip", "latent_channels",
-    "kl_weight", "gan_weight",
+    "data", "size", "epochs", "steps", "lr", "channels", "blocks", "dropout", "min_snr",
+    "t_density", "ema", "name", "resume", "mirror", "data_root", "compile", "workers", "no_flip",
+    "latent_channels", "kl_weight", "gan_weight",
 }  # fmt: skip
 ONLY_SHOW = {
     "num_images", "sampler", "sampling_steps", "eta", "sigma_scale", "out", "film", "interpolate",
@@ -225,6 +225,11 @@ def _denoiser(parser, default):
     _flag(group, "--dropout", text, number(0, 1, open_high=True), "P", 0.0)
     text = "what each t counts in the loss: in proportion to min(SNR, G) / SNR; 0: all t alike"
     _flag(group, "--min-snr", text, number(0, 1e6), "G", default["min_snr"])
+    text = (
+        "how t is drawn: lognormal takes more of those that teach most, and lets each of them "
+        "count for less, so that the loss has the same mean"
+    )
+    _choice(group, "--t-density", text, ["uniform", "lognormal"], default["t_density"])
 
 
 def _showing(parser, default, folder):
@@ -433,7 +438,8 @@ def resumed(args, saved):
 
     Raises ValueError where something typed contradicts the run.
     """
-    saved = {"min_snr": 0.0, **saved}  # runs from before this flag had all t alike
+    # Runs from before these flags had all t alike.
+    saved = {"min_snr": 0.0, "t_density": "uniform", **saved}
     merged = argparse.Namespace(**{**vars(args), **saved})
     for name in args.given:
         value = getattr(args, name)
