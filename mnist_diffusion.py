@@ -1,4 +1,4 @@
-"""A plain DDPM on MNIST (Ho et al. 2020): the baseline, and the sanity check of the denoiser.
+"""A DDPM on MNIST's pixels (Ho et al. 2020): the baseline, and the sanity check of the denoiser.
 
 python3 mnist_diffusion.py --train
 python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors

@@ -93,7 +93,8 @@ def train(args):
     facts = {"data": args.data, "data_root": args.data_root, "size": args.size, "run": run.name}
 
     forward, judge = runtime.compiled(model), runtime.compiled(disc)
-    batches = load_batches(images["train"], order.since(run.start), runtime.workers)
+    wanted = order.since(run.start)
+    batches = load_batches(images["train"], wanted, runtime.workers, pin_memory=runtime.on_gpu)
     with run.progress() as progress, closing(batches):
         for step, (pixels, _) in zip(range(run.start, run.steps), batches, strict=False):
             pixels = runtime.send(pixels)
@@ -252,7 +253,8 @@ def draw_figures(run, runtime, valid, model, disc):
         panels["adaptive weight of the GAN term"] = ["adaptive_weight"]
         with torch.no_grad():
             real, fake = judge_both(disc, runtime.send(x), runtime.send(x_hat), runtime)
-        figures.confidences(run.fig / "confidences.png", x, x_hat, real, fake)
+        judged = with_low_frequencies(x_hat, x)
+        figures.confidences(run.fig / "confidences.png", x, judged, real, fake)
     figures.curves(run.fig / "losses.png", read_metrics(run.metrics, run.name), panels)
 
 

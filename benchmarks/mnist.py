@@ -27,6 +27,7 @@ from benchmarks.report import ROOT, Report, alternate, installed
 from data.images import mnist, to_pixels
 from data.order import ShuffledOrder
 from mnist_diffusion import GROWTH
+from models.diffusion import LOG_MEAN, LOG_STD, SHARE
 from models.samplers import picture_noise, sample
 from training import denoiser, options
 from training.checkpoint import fingerprint
@@ -288,27 +289,31 @@ def contend(name, minutes, speed, device, data_root):
     }  # fmt: skip
 
 
-def settings(device, classifier):
-    """What results depend on beside contender and minutes: the machine's kind, and our defaults."""
-    args = mnist_args()
-    names = "batch", "lr", "ema", "min_snr", "t_density", "channels", "blocks", "dropout"
-    known = {name: getattr(args, name) for name in names}
-    return {**known, "device": device.type, "classifier": fingerprint(classifier)[:8]}
+def settings(name, device, classifier):
+    """What a contender's results depend on beside the minutes: the machine's kind, and defaults of
+    ours; the peers have our structure, batch, rate and EMA, but our loss is our own."""
+    args, runtime = mnist_args(), Runtime(mnist_args("--device", device.type))
+    names = ["batch", "lr", "ema", "channels", "blocks"]
+    known = {"device": device.type, "classifier": fingerprint(classifier)[:8]}
+    if name == "ours":
+        names += ["min_snr", "t_density", "dropout"]
+        known |= {"lognormal": [LOG_MEAN, LOG_STD, SHARE], "precision": runtime.precision}
+    return {**known, **{name: getattr(args, name) for name in names}}
 
 
 def read_results(of):
-    """(speeds {name: steps/s}, records) of what was measured before with the settings `of`."""
+    """(speeds {name: steps/s}, records) of what was measured before; of: {name: settings}."""
     lines = Path(RESULTS).read_text().splitlines() if Path(RESULTS).is_file() else []
-    records = [r for r in map(json.loads, lines) if r["settings"] == of]
-    speeds = [r["speeds"] for r in records if "speeds" in r]
-    return speeds[-1] if speeds else {}, [r for r in records if "speeds" not in r]
+    records = [r for r in map(json.loads, lines) if r["settings"] == of.get(r["contender"])]
+    speeds = {r["contender"]: r["speed"] for r in records if "speed" in r}
+    return speeds, [r for r in records if "speed" not in r]
 
 
 def keep(record, of):
     """Add a line to the results."""
     Path(RESULTS).parent.mkdir(parents=True, exist_ok=True)
     with open(RESULTS, "a") as file:
-        file.write(json.dumps({**record, "settings": of}) + "\n")
+        file.write(json.dumps({**record, "settings": of[record["contender"]]}) + "\n")
 
 
 def main():
@@ -322,13 +327,15 @@ def main():
     names = ["ours", *peers()]
     if unknown := set(args.only or []) - set(names):
         parser.error(f"no contender {unknown.pop()!r}; there are {', '.join(names)}")
-    of = settings(device, mnist_classifier(args.data_root))
+    classifier = mnist_classifier(args.data_root)
+    of = {name: settings(name, device, classifier) for name in names}
     speeds, records = read_results(of)
     if set(names) - set(speeds):
         makers = {name: f"mnist.step_of({name!r}, {device.type!r})" for name in names}
         seconds = alternate(makers, rounds=9, calls=3)
         speeds = {name: 1 / value for name, value in seconds.items()}
-        keep({"speeds": speeds}, of)
+        for name, speed in speeds.items():
+            keep({"contender": name, "speed": speed}, of)
     for minutes in args.minutes:
         for name in args.only or names:
             if not any((r["contender"], r["minutes"]) == (name, minutes) for r in records):

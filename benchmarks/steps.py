@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_encoder
 from benchmarks.report import alternate, installed, python, synchronize
 from latent_diffusion import GROWTH
-from models.diffusion import denoising_loss
+from models.diffusion import Objective
 from models.discriminator import discriminator_loss
 from training import denoiser, options
 from training.ema import EMA
@@ -65,13 +65,15 @@ def our_step(args, runtime, model, scheduler, draw):
     model = runtime.place(model).train()
     ema = EMA(model, args.ema)
     optimizer = Optimizer(model, args.lr, (0.9, 0.99), denoiser.MAX_GRADIENT, runtime)
+    objective = Objective(scheduler, args.t_density, args.min_snr, runtime.device)
 
     def step():
         x0 = runtime.send(draw())
         with runtime.autocast():
-            losses, _ = denoising_loss(model, scheduler, x0)
-        optimizer.step(losses.mean(), 1.0)
+            loss, losses, t = objective(model, x0)
+        optimizer.step(loss, 1.0)
         ema.update(model, 1000)
+        denoiser.metrics(losses, t, objective.importance)
 
     return step, model
 
@@ -94,13 +96,13 @@ def diffusers_denoiser(device, precision):
     clipping, no EMA (that example's default)."""
     import diffusers
 
-    height_width = latent_shape(device != "cpu")[1:]
+    height_width = latent_shape(device == "cuda")[1:]
     model = unet2d(our_network()[0].config, sample_size=height_width).to(device).train()
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
     )
-    x0 = torch.randn(latent_args().batch, *latent_shape(device != "cpu"), device=device)
+    x0 = torch.randn(latent_args().batch, *latent_shape(device == "cuda"), device=device)
 
     def step():
         noise = torch.randn_like(x0)
@@ -121,7 +123,7 @@ def ddpm_pytorch_denoiser(device, precision):
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA as TheirEMA
 
-    shape = latent_shape(device != "cpu")
+    shape = latent_shape(device == "cuda")
     model = equal_size(
         lambda dim: Unet(dim=dim, dim_mults=(1, 2, 4), channels=shape[0]), our_network()[0]
     )

@@ -388,10 +388,11 @@ class BadFiles:
             )
 
 
-def load_batches(dataset, batches, workers):
+def load_batches(dataset, batches, workers, pin_memory=False):
     """For each list of indices in `batches`: (images (B, C, H, W) uint8, their indices, a list).
 
     Unreadable images are left out and reported to dataset.tally; B can be smaller, never 0.
+    pin_memory: for images that go to a CUDA GPU as they are.
     Close it (contextlib.closing) when it is not read to its end: that ends the workers in order.
     """
     loader = DataLoader(
@@ -402,7 +403,7 @@ def load_batches(dataset, batches, workers):
         worker_init_fn=_leave_signals_to_parent,
         generator=torch.Generator(),  # else it would take a number from the run's own
         prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )
     for images, good, bad in loader:
         if bad:

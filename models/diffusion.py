@@ -1,22 +1,43 @@
-"""The loss of Ho et al. 2020, a function of a callable model(xt, t) -> eps_hat; which t it is
-drawn at, and what each counts."""
+"""The loss of Ho et al. 2020, a function of a callable model(xt, t) -> eps_hat; how often each t is
+drawn for it, and how much it counts."""
 
 import torch
 
 LOG_MEAN, LOG_STD, SHARE = -0.2, 1.2, 0.7  # of the density "lognormal", see timestep_density
 
 
-def denoising_loss(model, scheduler, x0, t=None, eps=None):
-    """Squared error of eps_hat per sample, (B,), and the t drawn, (B,); x0: (B, C, H, W).
+def denoising_loss(model, scheduler, x0, t, eps=None):
+    """Squared error of eps_hat per sample, (B,); x0: (B, C, H, W), t: (B,).
 
-    Ho et al. 2020, algorithm 1 and eq. 14. t and eps are drawn where they are not given.
+    Ho et al. 2020, algorithm 1 and eq. 14. eps is drawn where it is not given.
     """
-    if t is None:
-        t = torch.randint(scheduler.num_steps, (len(x0),), device=x0.device)
     if eps is None:
         eps = torch.randn_like(x0)
     eps_hat = model(scheduler.add_noise(x0, eps, t), t)
-    return (eps_hat - eps).square().mean(dim=(1, 2, 3)), t
+    return (eps_hat - eps).square().mean(dim=(1, 2, 3))
+
+
+class Objective:
+    """What a denoiser's training minimises: denoising losses at drawn t, weighted.
+
+    density: see timestep_density; gamma: see min_snr_weights. importance: (T,) float32, 1 / (T p)
+    of each t's probability p; with it as a weight, losses have the mean that uniform draws give,
+    whatever the density (importance sampling).
+    """
+
+    def __init__(self, scheduler, density, gamma, device):
+        density = timestep_density(scheduler, density)
+        importance = 1 / (scheduler.num_steps * density)
+        self.scheduler = scheduler
+        self.density = density.float().to(device)
+        self.importance = importance.float().to(device)
+        self.weights = (importance * min_snr_weights(scheduler, gamma)).float().to(device)
+
+    def __call__(self, model, x0):
+        """The scalar to minimise; the losses (B,) that it is made of; their t (B,)."""
+        t = draw_timesteps(self.density, len(x0))
+        losses = denoising_loss(model, self.scheduler, x0, t)
+        return (self.weights[t] * losses).mean(), losses, t
 
 
 def min_snr_weights(scheduler, gamma):
@@ -39,14 +60,13 @@ def timestep_density(scheduler, name):
     "uniform": Ho et al. 2020. "lognormal": SHARE of the draws fall where there is most to learn,
     with the logarithm of noise to signal, sqrt((1 - alpha_bar) / alpha_bar), from a normal
     distribution (after Karras et al. 2022, arXiv:2206.00364, section 5; mean and width found by
-    experiment); the others are uniform, so that no t is rare. A loss that is divided by T times its
-    t's probability has the mean that uniform draws give. Raises ValueError for another name.
+    experiment); the others are uniform, so that no t is rare. Raises ValueError for another name.
     """
     uniform = torch.full((scheduler.num_steps,), 1 / scheduler.num_steps, dtype=torch.float64)
-    if name == "uniform":
-        return uniform
-    if name != "lognormal":
+    if name not in ("uniform", "lognormal"):
         raise ValueError(f"t is drawn from the density uniform or lognormal, not {name}")
+    if name == "uniform" or scheduler.num_steps == 1:
+        return uniform
     bar = scheduler.alpha_bar
     log_ratio = 0.5 * ((1 - bar) / bar).log()
     edges = torch.cat([log_ratio[:1], (log_ratio[1:] + log_ratio[:-1]) / 2, log_ratio[-1:]])
@@ -56,6 +76,6 @@ def timestep_density(scheduler, name):
 
 def draw_timesteps(density, n):
     """t: (n,) of probabilities density: (T,), on its device."""
-    rising = density.cumsum(0)
-    t = torch.searchsorted(rising, torch.rand(n, dtype=density.dtype, device=density.device))
+    uniform = torch.rand(n, dtype=density.dtype, device=density.device)
+    t = torch.searchsorted(density.cumsum(0), uniform, right=True)
     return t.clamp(max=len(density) - 1)  # the sum may be rounded to below 1

@@ -46,11 +46,13 @@ class PatchDiscriminator(nn.Module):
 
 
 def with_low_frequencies(x_hat, x):
-    """x_hat with what x has in place of its own low frequencies; (B, C, H, W), BLOCK divides H, W.
+    """x_hat with x's low frequencies in place of its own; (B, C, H, W), BLOCK divides H and W.
 
-    A discriminator that is shown x and this can tell them apart by detail alone, and its gradient
-    at x_hat is free of shifts in colour and brightness. Those, the same in all pixels, would
-    outweigh l2's gradient in the decoder's weights, and they are right in the latents already.
+    The means over blocks stand for them, smoothly enlarged: a shift of a whole channel goes to
+    zero, a slow wave all but for a part. A discriminator that is shown x and this tells them apart
+    by detail, and its gradient at x_hat is free of shifts in colour and brightness. Those, the same
+    in all pixels, would outweigh l2's gradient in the decoder's weights, and they are right in the
+    latents already.
     """
     difference = F.avg_pool2d(x - x_hat, BLOCK)
     return x_hat + F.interpolate(difference, scale_factor=BLOCK, mode="bilinear")

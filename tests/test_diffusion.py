@@ -7,20 +7,21 @@ from helpers import MEAN, STD, exact_denoiser, scheduler, small_unet
 from models.diffusion import (
     LOG_MEAN,
     LOG_STD,
+    Objective,
     denoising_loss,
     draw_timesteps,
     min_snr_weights,
     timestep_density,
 )
+from training import denoiser
 
 
 def test_loss_is_the_squared_error_per_sample():
     s, x0 = scheduler(), torch.randn(6, 2, 4, 4)
     eps, t = torch.randn_like(x0), torch.tensor([0, 1, 10, 100, 500, 999])
-    losses, same_t = denoising_loss(lambda xt, t: torch.zeros_like(xt), s, x0, t, eps)
+    losses = denoising_loss(lambda xt, t: torch.zeros_like(xt), s, x0, t, eps)
     torch.testing.assert_close(losses, eps.square().mean(dim=(1, 2, 3)))
-    assert torch.equal(same_t, t)
-    perfect, _ = denoising_loss(lambda xt, t: eps, s, x0, t, eps)
+    perfect = denoising_loss(lambda xt, t: eps, s, x0, t, eps)
     assert torch.equal(perfect, torch.zeros(6))
 
 
@@ -30,21 +31,15 @@ def test_loss_of_the_exact_denoiser_is_the_conditional_variance():
     x0 = MEAN + STD * torch.randn(n, 1, 1, 1, dtype=torch.float64)
     for step in (10, 200, 700):
         t = torch.full((n,), step)
-        losses, _ = denoising_loss(exact_denoiser(s), s, x0, t)
+        losses = denoising_loss(exact_denoiser(s), s, x0, t)
         bar = s.alpha_bar[step].item()
         want = bar * STD**2 / (bar * STD**2 + 1 - bar)
         assert losses.mean().item() == pytest.approx(want, rel=0.02)
 
 
-def test_loss_draws_every_t():
-    s = scheduler(num_steps=10)
-    _, t = denoising_loss(lambda xt, t: xt, s, torch.zeros(2000, 1, 1, 1))
-    assert sorted(t.unique().tolist()) == list(range(10))
-    assert t.bincount().min() > 120
-
-
 def test_untrained_network_has_loss_one():
-    losses, _ = denoising_loss(small_unet(), scheduler(), torch.randn(64, 1, 8, 8))
+    t = torch.randint(1000, (64,))
+    losses = denoising_loss(small_unet(), scheduler(), torch.randn(64, 1, 8, 8), t)
     assert losses.mean().item() == pytest.approx(1, abs=0.05)
 
 
@@ -97,14 +92,33 @@ def test_timesteps_are_drawn_by_their_density(name):
     assert draw_timesteps(one, 100).unique().tolist() == [3]
 
 
+@pytest.mark.parametrize("gamma", [0, 5.0])
 @pytest.mark.parametrize("name", ["uniform", "lognormal"])
-def test_losses_over_their_density_have_the_mean_of_uniform_draws(name):
-    """What training/denoiser.py does with them."""
+def test_objective_has_the_same_mean_for_every_density(name, gamma):
+    """Against the exact one: the mean over all t of what they count times the expected loss."""
     s, n = scheduler(), 200_000
     x0 = MEAN + STD * torch.randn(n, 1, 1, 1, dtype=torch.float64)
-    wanted = (s.alpha_bar * STD**2 / (s.alpha_bar * STD**2 + 1 - s.alpha_bar)).mean().item()
-    density = timestep_density(s, name)
-    t = draw_timesteps(density, n)
-    losses, _ = denoising_loss(exact_denoiser(s), s, x0, t)
-    mean = (losses / (len(density) * density[t])).mean().item()
-    assert mean == pytest.approx(wanted, rel=0.02)
+    objective = Objective(s, name, gamma, "cpu")
+    loss, losses, t = objective(exact_denoiser(s), x0)
+    expected = s.alpha_bar * STD**2 / (s.alpha_bar * STD**2 + 1 - s.alpha_bar)
+    wanted = (min_snr_weights(s, gamma) * expected).mean().item()
+    assert loss.item() == pytest.approx(wanted, rel=0.02)
+    share = t.bincount(minlength=1000)[:100].sum().item() / n
+    assert share == pytest.approx(timestep_density(s, name)[:100].sum().item(), rel=0.02)
+    mean = denoiser.metrics(losses, t, objective.importance)["loss"].item()
+    assert mean == pytest.approx(expected.mean().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["uniform", "lognormal"])
+def test_bands_have_the_mean_of_their_t_whatever_the_density(name):
+    """The loss here is t itself, so that a band's mean is its middle."""
+    s = scheduler()
+    t = draw_timesteps(timestep_density(s, name), 200_000)
+    sums = denoiser.metrics(t.float(), t, Objective(s, name, 5.0, "cpu").importance)
+    middles = 100 * torch.arange(10) + 49.5
+    torch.testing.assert_close(sums["band_sum"] / sums["band_count"], middles, atol=1.0, rtol=0)
+
+
+def test_a_schedule_of_one_step_draws_it():
+    one = scheduler(num_steps=1)
+    assert timestep_density(one, "lognormal").tolist() == [1]

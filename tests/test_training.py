@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +22,12 @@ from models.discriminator import (
     with_low_frequencies,
 )
 from training import options
-from training.checkpoint import checkpoints_in, load_model
-from training.denoiser import NUM_BANDS, band_sums
+from training.checkpoint import checkpoints_in, load_model, load_state
+from training.denoiser import NUM_BANDS, metrics
 from training.ema import EMA
 from training.optimizer import Optimizer, rate_at
 from training.progress import Progress, keep_until, read_metrics
-from training.run import in_slices
+from training.run import Run, in_slices
 from training.runtime import Runtime
 
 CPU = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]
@@ -181,9 +182,10 @@ def test_resuming_drops_the_records_after_the_state(tmp_path):
 
 def test_band_sums_sort_losses_by_t():
     t = torch.tensor([0, 99, 100, 999, 950])
-    sums = band_sums(torch.tensor([1.0, 3.0, 5.0, 7.0, 8.0]), t, 1000)
+    sums = metrics(torch.tensor([1.0, 3.0, 5.0, 7.0, 8.0]), t, torch.ones(1000))
     assert sums["band_sum"].tolist() == [4, 5] + [0] * (NUM_BANDS - 3) + [15]
     assert sums["band_count"].tolist() == [2, 1] + [0] * (NUM_BANDS - 3) + [2]
+    assert sums["loss"].item() == pytest.approx(24 / 5)
 
 
 def test_slices_change_nothing():
@@ -386,6 +388,30 @@ def test_infinite_loss_stops_the_run_before_its_state(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="loss is not finite at step 1: a smaller --lr"):
         mnist_diffusion.main(options.parse_mnist(arguments))
     assert not list((tmp_path / "checkpoints").rglob("*.s*"))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    """A bad step between two reports: neither checkpoint nor state is made of it."""
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data", train=32)
+    step = Optimizer.step
+    monkeypatch.setattr(Run, "report_due", lambda self, done: False)
+    bad = lambda self, loss, rate: step(self, loss * math.nan, rate)  # noqa: E731
+    flags = ["--train", "--steps", "8", "--batch", "8", "--channels", "8", "--name", "a", *CPU]
+    save = Run.save_state
+
+    def then_fail(self, parts, done):
+        save(self, parts, done)
+        monkeypatch.setattr(Optimizer, "step", bad)
+
+    monkeypatch.setattr(Run, "save_state", then_fail)
+    with pytest.raises(ValueError, match=r"a_epoch0002\.safetensors is not saved: .* not finite"):
+        mnist_diffusion.main(options.parse_mnist(flags))
+    state = load_state("checkpoints/mnist/a.state")
+    assert state["step"] == 4
+    monkeypatch.setattr(Optimizer, "step", step)
+    mnist_diffusion.main(options.parse_mnist(["--train", "--resume", *CPU]))
+    assert Path("checkpoints/mnist/a_epoch0002.safetensors").is_file()
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="TEST_DATA_ROOT names no real data")

@@ -29,7 +29,10 @@ KINDS = {
 
 
 def save_model(path, model, facts):
-    """Write a model of KINDS with its config and facts (a dict that JSON can hold)."""
+    """Write a model of KINDS with its config and facts (a dict that JSON can hold).
+
+    Raises ValueError when a weight is not finite.
+    """
     config = {"kind": type(model).__name__, **asdict(model.config)}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     _write(path, tensors, config, facts)
@@ -96,7 +99,10 @@ def checkpoints_in(folder, suffix=".safetensors"):
 
 
 def save_state(path, tree):
-    """Write a nested dict or list of tensors and plain values; a tensor keeps its exact bits."""
+    """Write a nested dict or list of tensors and plain values; a tensor keeps its exact bits.
+
+    Raises ValueError when a number in a tensor is not finite.
+    """
     tensors = {}
     plain = _split(tree, "", tensors)
     _write(path, tensors, {"kind": "state"}, plain)
@@ -134,6 +140,12 @@ def _join(node, tensors):
 
 
 def _write(path, tensors, config, facts):
+    bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:  # nothing could go on from it, and it might take the place of one that is good
+        raise ValueError(
+            f"{path} is not saved: {bad[0]} is not finite; a smaller --lr or --precision fp32 may "
+            "help; --resume goes back to the last saved state"
+        )
     metadata = {
         "format": "pt",
         "version": VERSION,

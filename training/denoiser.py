@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from data.order import ShuffledOrder
 from models.blocks import norm_groups
-from models.diffusion import denoising_loss, draw_timesteps, min_snr_weights, timestep_density
+from models.diffusion import Objective, denoising_loss
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
@@ -71,24 +71,15 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
     )
 
     forward = runtime.compiled(model)
-    density = timestep_density(scheduler, args.t_density)
-    # What the loss of a drawn t counts in a mean over all t alike, and in the training's.
-    share = (1 / (scheduler.num_steps * density)).float().to(runtime.device)
-    weights = share * min_snr_weights(scheduler, args.min_snr).to(runtime.device)
-    density = density.float().to(runtime.device)
+    objective = Objective(scheduler, args.t_density, args.min_snr, runtime.device)
     with run.progress() as progress:
         for step in range(run.start, run.steps):
             x0 = data.draw(run.order.indices(step))
-            t = draw_timesteps(density, len(x0))
             with runtime.autocast():
-                losses, _ = denoising_loss(forward, scheduler, x0, t)
-            norm = optimizer.step((weights[t] * losses).mean(), rate_at(step, run.steps))
+                loss, losses, t = objective(forward, x0)
+            norm = optimizer.step(loss, rate_at(step, run.steps))
             ema.update(model, step)
-            progress.add(
-                loss=(share[t] * losses).mean(),
-                gradient_norm=norm,
-                **band_sums(losses, t, scheduler.num_steps),
-            )
+            progress.add(gradient_norm=norm, **metrics(losses, t, objective.importance))
 
             done = step + 1
             if run.report_due(done):
@@ -118,13 +109,18 @@ def evaluating(model):
     model.train(was_training)
 
 
-def band_sums(losses, t, num_steps):
-    """Sum and number of the losses (B,) per band of t (B,): two vectors of NUM_BANDS."""
-    band = t * NUM_BANDS // num_steps
+def metrics(losses, t, importance):
+    """The mean of losses (B,) at t (B,), and per band of t their sum and number, two vectors of
+    NUM_BANDS; each counts by importance (T,), so that all t count alike, however they were drawn.
+    """
+    band = t * NUM_BANDS // len(importance)
+    count = importance[t]
+    losses = count * losses.detach().float()
     zeros = torch.zeros(NUM_BANDS, device=losses.device)
     return {
-        "band_sum": zeros.index_add(0, band, losses.detach().float()),
-        "band_count": zeros.index_add(0, band, torch.ones_like(losses, dtype=torch.float32)),
+        "loss": losses.mean(),
+        "band_sum": zeros.index_add(0, band, losses),
+        "band_count": zeros.index_add(0, band, count),
     }
 
 
@@ -135,7 +131,7 @@ def validate(model, scheduler, data, runtime):
     eps = picture_noise(range(len(x0)), x0.shape[1:], x0.device)()
     with evaluating(model), runtime.autocast():
         losses = [
-            denoising_loss(model, scheduler, *part)[0]
+            denoising_loss(model, scheduler, *part)
             for part in zip(x0.split(64), t.split(64), eps.split(64), strict=True)
         ]
     return torch.cat(losses).mean().item()

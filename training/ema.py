@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights (Karras et al. 2024, section 3)."""
+"""An exponential moving average of a model's weights (after Polyak & Juditsky 1992)."""
 
 import copy
 
@@ -9,7 +9,8 @@ class EMA:
     """A second model, `.model`, whose weights follow the first one's, averaged over the past.
 
     The average is of about 1 / (1 - decay) steps, and of fewer at the start: after n updates the
-    decay is at most (1 + n) / (10 + n), so that the random first weights are soon forgotten.
+    decay is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage, so that the
+    random first weights are soon forgotten.
     """
 
     def __init__(self, model, decay):

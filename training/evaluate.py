@@ -20,7 +20,7 @@ from models.autoencoder import DiagonalGaussian
 from training import figures
 from training.checkpoint import fingerprint
 from training.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
-from training.progress import fact
+from training.progress import fact, read_records
 from training.seeing import nearest
 from training.show import check_out, fill_folder
 
@@ -131,6 +131,7 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
         "denoiser": str(args.evaluate),
         "denoiser_id": fingerprint(painter.model)[:16],
         "label": label,
+        "counts": [count, against, len(others)],
         "protocol": f"{count} samples, seeds {painter.seeds[0]} to {painter.seeds[-1]}, "
         f"{label}, {clipped}, averaged weights, "
         f"{painter.runtime.precision}; against {against} of {test.name}; floor: {len(others)} of "
@@ -158,11 +159,15 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
 
 
 def _draw_trade(folder, record):
-    """trade.png: this evaluation among those of the same denoiser with other settings beside it."""
-    spaces, others = {}, sorted(folder.parent.glob("*/evaluation.jsonl"))
-    records = [json.loads(path.read_text().splitlines()[-1]) for path in others]
-    records = [r for r in records if r.get("denoiser_id") == record["denoiser_id"]]
-    for r in [*(r for r in records if r["label"] != record["label"]), record]:
+    """trade.png: this evaluation among those of the same denoiser, as many samples and the same
+    real images, with other settings beside it."""
+    spaces, found = {}, {}
+    for path in sorted(folder.parent.glob("*/evaluation.jsonl")):
+        for r in read_records(path):
+            if all(r.get(key) == record[key] for key in ("denoiser_id", "counts")):
+                found[r["label"]] = r  # the newest of each folder
+    found.pop(record["label"], None)
+    for r in [*found.values(), record]:
         for space, distances in r["spaces"].items():
             for name in ("samples", "floor") if r is record else ("samples",):
                 if name in distances:

@@ -57,7 +57,8 @@ class Parser(argparse.ArgumentParser):
 def parse_mnist(argv=None):
     """Arguments of mnist_diffusion.py; `.given` holds the names of those that were typed."""
     parser = Parser(
-        description="A plain DDPM (Ho et al. 2020) on the MNIST digits: train it, or let it draw.",
+        description="A DDPM (Ho et al. 2020) on the pixels of MNIST: train it, or let it draw. "
+        "Its loss is the paper's own with --min-snr 0 --t-density uniform.",
         epilog="examples:\n"
         "  python3 mnist_diffusion.py --train\n"
         "  python3 mnist_diffusion.py --train --resume --epochs 40\n"
@@ -113,7 +114,7 @@ def parse_latent(argv=None):
         "(the latents are cached on first use), or generate pictures.",
         epilog="examples:\n"
         "  python3 latent_diffusion.py --train --encoder checkpoints/autoencoder/AAA.safetensors\n"
-        "  python3 latent_diffusion.py --train --resume --epochs 20\n"
+        "  python3 latent_diffusion.py --train --resume --epochs 40\n"
         "  python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors\n"
         "  python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\\n"
         "      --encoder checkpoints/autoencoder/AAA.safetensors --sigma-scale 0.95 --out low.png\n"
@@ -226,8 +227,8 @@ def _denoiser(parser, default):
     text = "what each t counts in the loss: in proportion to min(SNR, G) / SNR; 0: all t alike"
     _flag(group, "--min-snr", text, number(0, 1e6), "G", default["min_snr"])
     text = (
-        "how t is drawn: lognormal takes more of those that teach most, and lets each of them "
-        "count for less, so that the loss has the same mean"
+        "how t is drawn: lognormal takes those more often that teach most; each loss is divided by "
+        "T times its t's probability, so that the expected loss is the same"
     )
     _choice(group, "--t-density", text, ["uniform", "lognormal"], default["t_density"])
 

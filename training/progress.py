@@ -57,7 +57,7 @@ class Progress:
     def report(self, means, **more):
         """Write a record of means and more, and show the losses beside the bar.
 
-        Raises ValueError when a loss is no longer finite, before a state is saved.
+        Raises ValueError when a loss is no longer finite.
         """
         lost = [k for k, v in means.items() if k.startswith("loss") and not math.isfinite(v)]
         if lost:
@@ -77,9 +77,14 @@ class Progress:
 
 def read_metrics(path, name):
     """The records of one run, in order; [] where there is no file."""
+    return [record for record in read_records(path) if record.get("run") == name]
+
+
+def read_records(path):
+    """All readable records of a file of JSON lines, in order; [] where there is no file."""
     path = Path(path)
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [record for record in map(_parse, lines) if record.get("run") == name]
+    return [record for record in map(_parse, lines) if record]
 
 
 def keep_until(path, name, step):

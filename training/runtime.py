@@ -44,7 +44,8 @@ class Runtime:
 
     @property
     def on_gpu(self):
-        return self.device.type != "cpu"
+        """Whether this is a CUDA or ROCm GPU; an Apple GPU is nearer to a CPU in what it can do."""
+        return self.device.type == "cuda"
 
     def decide_compile(self, wish, steps):
         """Set .compile from --compile auto|on|off for a run of that many steps."""
