@@ -253,8 +253,7 @@ def draw_figures(run, runtime, valid, model, disc):
         panels["adaptive weight of the GAN term"] = ["adaptive_weight"]
         with torch.no_grad():
             real, fake = judge_both(disc, runtime.send(x), runtime.send(x_hat), runtime)
-        judged = with_low_frequencies(x_hat, x)
-        figures.confidences(run.fig / "confidences.png", x, judged, real, fake)
+        figures.confidences(run.fig / "confidences.png", x, x_hat, real, fake)
     figures.curves(run.fig / "losses.png", read_metrics(run.metrics, run.name), panels)
 
 

@@ -110,14 +110,13 @@ def image_rows(path, rows, title, captions=None):
     _save(fig, path)
 
 
-def confidences(path, x, judged, real, fake):
+def confidences(path, x, x_hat, real, fake):
     """The discriminator's belief "real" per patch: red is real, blue is made by the decoder.
 
-    x: (B, C, H, W); judged: their reconstructions with the originals' low frequencies, as the
-    discriminator sees them; real, fake: logits (B, 1, h, w).
+    x, x_hat: (B, C, H, W); real, fake: logits (B, 1, h, w).
     """
-    made = "original with the\nreconstruction's\ndetail"
-    rows = [("original", x), ("belief", real), (made, judged), ("belief", fake)]
+    made = "reconstruction,\nwhose detail\nis judged"
+    rows = [("original", x), ("belief", real), (made, x_hat), ("belief", fake)]
     n, aspect = len(x), x.shape[2] / x.shape[3]
     fig = Figure(figsize=(1.3 * n + 2, 1.3 * aspect * len(rows) + 0.8), layout="constrained")
     axes = fig.subplots(len(rows), n, squeeze=False)
