@@ -165,16 +165,15 @@ def _draw_trade(folder, record):
     for path in sorted(folder.parent.glob("*/evaluation.jsonl")):
         for r in read_records(path):
             if all(r.get(key) == record[key] for key in ("denoiser_id", "counts")):
-                found[r["label"]] = r  # the newest of each folder
-    found.pop(record["label"], None)
-    for r in [*found.values(), record]:
+                found[r["label"]] = r  # the newest counts
+    found[record["label"]] = record
+    points = [(label, "samples", r) for label, r in sorted(found.items())]
+    for label, name, r in [*points, ("floor", "floor", record)]:
         for space, distances in r["spaces"].items():
-            for name in ("samples", "floor") if r is record else ("samples",):
-                if name in distances:
-                    d = distances[name]
-                    point = r["label"] if name == "samples" else "floor"
-                    point = point, d["precision"], d["recall"], d["frechet"]
-                    spaces.setdefault(space, []).append(point)
+            if name in distances:
+                d = distances[name]
+                point = label, d["precision"], d["recall"], d["frechet"]
+                spaces.setdefault(space, []).append(point)
     if spaces:
         figures.trade(folder / "trade.png", spaces)
         print(f"saved {folder / 'trade.png'}")
