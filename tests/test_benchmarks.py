@@ -9,6 +9,8 @@ from benchmarks import mnist, pipeline, steps
 from benchmarks.report import Figure, Report, alternate
 from data.latents import LatentDataset
 from data.order import ShuffledOrder
+from models.classifier import Classifier, ClassifierConfig
+from training import options
 
 
 def test_targets_are_met_on_the_right_side():
@@ -96,13 +98,31 @@ def test_peers_learn_digits(name):
 
 def test_results_are_kept_and_read(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist, "RESULTS", tmp_path / "folder" / "r.jsonl")
-    of, other = {"lr": 0.1}, {"lr": 0.2}
+    of = {"ours": {"lr": 0.1}, "a peer": {"lr": 0.3}}
     assert mnist.read_results(of) == ({}, [])
-    mnist.keep({"speeds": {"ours": 7.5}}, of)
-    mnist.keep({"contender": "ours", "minutes": 10.0}, of)
-    speeds, (record,) = mnist.read_results(of)
-    assert speeds == {"ours": 7.5} and (record["contender"], record["minutes"]) == ("ours", 10)
-    assert mnist.read_results(other) == ({}, [])  # other defaults: nothing is reused
+    mnist.keep({"contender": "ours", "speed": 7.5}, of)
+    for name in of:
+        mnist.keep({"contender": name, "minutes": 10.0}, of)
+    speeds, records = mnist.read_results(of)
+    assert speeds == {"ours": 7.5}
+    assert [(r["contender"], r["minutes"]) for r in records] == [("ours", 10), ("a peer", 10)]
+    speeds, (record,) = mnist.read_results({**of, "ours": {"lr": 0.2}})
+    assert not speeds and record["contender"] == "a peer"  # what depends on it is not reused
+
+
+def test_only_our_own_results_depend_on_our_loss(monkeypatch):
+    classifier = Classifier(ClassifierConfig(1, (8,), 4, 10))
+
+    def known(name):
+        return mnist.settings(name, torch.device("cpu"), classifier)
+
+    before = known("ours"), known("diffusers, as its example")
+    monkeypatch.setattr(mnist, "LOG_MEAN", 0.5)
+    assert known("ours") != before[0] and known("diffusers, as its example") == before[1]
+    monkeypatch.setattr(
+        mnist, "mnist_args", lambda *_: options.parse_mnist(["--train", "--lr", "1"])
+    )
+    assert known("diffusers, as its example") != before[1]
 
 
 def test_cosine_is_warmed_up():
