@@ -20,6 +20,9 @@ from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.unet import UNet, UNetConfig
 
 VERSION = "1"
+NOT_FINITE_ADVICE = (
+    "a smaller --lr or --precision fp32 may help; --resume goes back to the last saved state"
+)
 KINDS = {
     "UNet": (UNet, UNetConfig),
     "AutoencoderKL": (AutoencoderKL, AutoencoderConfig),
@@ -142,10 +145,7 @@ def _join(node, tensors):
 def _write(path, tensors, config, facts):
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:  # nothing could go on from it, and it might take the place of one that is good
-        raise ValueError(
-            f"{path} is not saved: {bad[0]} is not finite; a smaller --lr or --precision fp32 may "
-            "help; --resume goes back to the last saved state"
-        )
+        raise ValueError(f"{path} is not saved: {bad[0]} is not finite; {NOT_FINITE_ADVICE}")
     metadata = {
         "format": "pt",
         "version": VERSION,

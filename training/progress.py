@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.files import write_atomic
+from training.checkpoint import NOT_FINITE_ADVICE
 
 WARM_UP, ESTIMATE_AFTER = 5, 20  # steps after which the run is timed, and says how long it takes
 
@@ -61,10 +62,7 @@ class Progress:
         """
         lost = [k for k, v in means.items() if k.startswith("loss") and not math.isfinite(v)]
         if lost:
-            raise ValueError(
-                f"{lost[0]} is not finite at step {self.done}: a smaller --lr or --precision fp32 "
-                "may help; --resume goes back to the last saved state"
-            )
+            raise ValueError(f"{lost[0]} is not finite at step {self.done}: {NOT_FINITE_ADVICE}")
         now = time.monotonic()
         speed, self._count, self._last = self._count * self.batch / (now - self._last), 0, now
         record = {"run": self.name, "step": self.done, **means, **more, "images_per_second": speed}
