@@ -2,10 +2,11 @@
 
 python3 -m benchmarks.mnist [--minutes 10 30] [--data-root DIR]
 
-Every contender is trained anew for each budget. The budget is turned into steps by its speed,
+Every contender is trained anew for each budget, unless its learning rate is constant: then the
+shorter budgets are points on the way of the longest. Budgets are turned into steps by the speed
 measured by turns with the others before: so other work on the machine during hours of training
-changes nothing. A finished training is kept in checkpoints/benchmark/mnist.jsonl; run again, this
-goes on with what is missing.
+changes nothing. A result is kept in checkpoints/benchmark/mnist.jsonl; run again, this goes on with
+what is missing.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import math
 import shutil
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -172,6 +173,11 @@ def cosine(step, total):
     return 0.5 * (1 + math.cos(math.pi * (step - 500) / max(1, total - 500)))
 
 
+def constant(step, total):
+    """The rate of denoising-diffusion-pytorch's Trainer."""
+    return 1.0
+
+
 def mnist_args(*more):
     """The arguments of MNIST's training, all defaults."""
     return options.parse_mnist(["--train", *more])
@@ -190,14 +196,14 @@ def peers():
     if installed("diffusers"):
         theirs = {"batch": 16, "lr": 1e-4, "schedule": cosine, "ema": DiffusersEMA}
         theirs |= {"betas": (0.95, 0.999)}
-        found["diffusers, as its example"] = lambda device: Diffusers(device, **theirs)
-        found["diffusers, our rate and EMA"] = lambda device: Diffusers(device, **ours)
+        found["diffusers, as its example"] = partial(Diffusers, **theirs)
+        found["diffusers, our rate and EMA"] = partial(Diffusers, **ours)
     if installed("denoising_diffusion_pytorch"):
-        constant = {"batch": 64, "accumulate": 2, "lr": 8e-5, "schedule": lambda *_: 1.0}
-        constant |= {"ema": DDPMPytorchEMA, "betas": (0.9, 0.99)}
+        theirs = {"batch": 64, "accumulate": 2, "lr": 8e-5, "schedule": constant}
+        theirs |= {"ema": DDPMPytorchEMA, "betas": (0.9, 0.99)}
         name = "denoising-diffusion-pytorch"
-        found[f"{name}, as its README"] = lambda device: DDPMPytorch(device, **constant)
-        found[f"{name}, our rate and EMA"] = lambda device: DDPMPytorch(device, **ours)
+        found[f"{name}, as its README"] = partial(DDPMPytorch, **theirs)
+        found[f"{name}, our rate and EMA"] = partial(DDPMPytorch, **ours)
     return found
 
 
@@ -220,14 +226,19 @@ def our_step(device):
     return steps.our_step(args, Runtime(args), *our_network(), lambda: to_pixels(images))[0]
 
 
-def train_peer(name, device, digits, total):
-    """A Peer after so many steps on the digits."""
-    torch.manual_seed(0)
-    peer = peers()[name](device)
-    order = ShuffledOrder(len(digits), peer.batch, 0)
-    for step in tqdm(range(total), desc=name, unit="step", mininterval=10):
-        peer.step(digits[order.indices(step)], step, total)
-    return peer
+def train_peer(name, device, digits, totals):
+    """Yields a Peer after each of totals steps (rising) on the digits: one and the same where its
+    rate is constant, else trained anew."""
+    peer = None
+    for total in totals:
+        if peer is None or peer.schedule is not constant:
+            torch.manual_seed(0)
+            peer, begin = peers()[name](device), 0
+            order = ShuffledOrder(len(digits), peer.batch, 0)
+        for step in tqdm(range(begin, total), desc=name, unit="step", mininterval=10):
+            peer.step(digits[order.indices(step)], step, total)
+        yield peer
+        begin = total
 
 
 def train_ours(device, data_root, total):
@@ -271,22 +282,25 @@ def floor(classifier, data_root, test):
     ) / len(draws)
 
 
-def contend(name, minutes, speed, device, data_root):
-    """Train a contender for so many minutes, at speed steps/s; a record of how far it came."""
+def contend(name, budgets, speed, device, data_root):
+    """Train a contender for budgets (minutes, rising) at speed steps/s; yields a record of each."""
     digits, classifier = mnist(data_root, "train"), mnist_classifier(data_root)
     test = features(classifier, to_pixels(mnist(data_root, "test")))
-    total = round(60 * minutes * speed * (1 - OVERHEAD if name == "ours" else 1))
-    began = time.monotonic()
+    share = 1 - OVERHEAD if name == "ours" else 1
+    totals = [round(60 * minutes * speed * share) for minutes in budgets]
     if name == "ours":
-        samples, batch = train_ours(device, data_root, total), mnist_args().batch
+        batch = mnist_args().batch
+        trained = (train_ours(device, data_root, total) for total in totals)
     else:
-        peer = train_peer(name, device, digits, total)
-        samples, batch = peer.samples, peer.batch
-    took = (time.monotonic() - began) / 60
-    return {
-        "contender": name, "minutes": minutes, "steps": total, "images": total * batch,
-        "took": took, "distance": frechet_distance(sample_features(classifier, samples), test),
-    }  # fmt: skip
+        batch = peers()[name](device).batch
+        trained = (peer.samples for peer in train_peer(name, device, digits, totals))
+    for minutes, total, samples in zip(budgets, totals, trained, strict=True):
+        with torch.random.fork_rng():  # a training that goes on must not follow the samples' noise
+            drawn = sample_features(classifier, samples)
+        yield {
+            "contender": name, "minutes": minutes, "steps": total, "images": total * batch,
+            "distance": frechet_distance(drawn, test),
+        }  # fmt: skip
 
 
 def settings(name, device, classifier):
@@ -336,11 +350,12 @@ def main():
         speeds = {name: 1 / value for name, value in seconds.items()}
         for name, speed in speeds.items():
             keep({"contender": name, "speed": speed}, of)
-    for minutes in args.minutes:
-        for name in args.only or names:
-            if not any((r["contender"], r["minutes"]) == (name, minutes) for r in records):
-                records.append(contend(name, minutes, speeds[name], device, args.data_root))
-                keep(records[-1], of)
+    for name in args.only or names:
+        done = {r["minutes"] for r in records if r["contender"] == name}
+        missing = sorted(set(args.minutes) - done)
+        for record in contend(name, missing, speeds[name], device, args.data_root):
+            keep(record, of)
+            records.append(record)
     show(records, args.data_root)
 
 
@@ -353,7 +368,7 @@ def show(records, data_root):
     report.add("floor", value, "Frechet distance", note=note)
     for r in sorted(records, key=lambda r: (r["minutes"], r["distance"])):
         others = [q["distance"] for q in records if q["minutes"] == r["minutes"] and q is not r]
-        note = f"{r['images']:,} images in {r['steps']:,} steps, {r['took']:.1f} minutes"
+        note = f"{r['images']:,} images in {r['steps']:,} steps"
         target = f"<= {min(others):.4f}" if r["contender"] == "ours" and others else ""
         name = f"{r['contender']}, {r['minutes']:g} minutes"
         report.add(name, r["distance"], "Frechet distance", target, note)

@@ -130,6 +130,26 @@ def test_cosine_is_warmed_up():
     assert mnist.cosine(10_000, 10_000) == pytest.approx(0)
 
 
+@pytest.mark.parametrize(
+    "schedule, steps_made", [(mnist.constant, [0, 1, 2, 3, 4]), (mnist.cosine, [0, 1, *range(5)])]
+)
+def test_only_peers_of_constant_rate_go_on_to_the_next_budget(schedule, steps_made, monkeypatch):
+    made = []
+
+    class Fake:
+        def __init__(self, device):
+            self.batch, self.schedule = 4, schedule
+
+        def step(self, images, step, total):
+            made.append(step)
+
+    monkeypatch.setattr(mnist, "peers", lambda: {"fake": Fake})
+    digits = torch.zeros(8, 1, 28, 28, dtype=torch.uint8)
+    first, second = mnist.train_peer("fake", torch.device("cpu"), digits, [2, 5])
+    assert made == steps_made
+    assert (first is second) == (schedule is mnist.constant)
+
+
 def test_ours_can_be_trained_for_several_budgets(tmp_path, monkeypatch):
     """Each budget begins anew, in a folder that no run of the user's is in."""
     monkeypatch.chdir(tmp_path)
