@@ -205,7 +205,8 @@ def trade(path, spaces):
 
     What is labelled "floor" are real images.
     """
-    fig = Figure(figsize=(5.2 * len(spaces), 4.4), layout="constrained")
+    rows = max(len(points) for points in spaces.values())  # of the legend
+    fig = Figure(figsize=(5.2 * len(spaces), 4.2 + 0.18 * rows), layout="constrained")
     axes = fig.subplots(1, len(spaces), squeeze=False)[0]
     for ax, (space, points) in zip(axes, spaces.items(), strict=True):
         for label, precision, recall, distance in points:
@@ -215,7 +216,7 @@ def trade(path, spaces):
         ax.set(xlabel="recall", ylabel="precision", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         ax.set_title(space, fontsize=9)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     fig.suptitle("Precision: how many samples look real; recall: how many real images are reached")
     _save(fig, path)
 
