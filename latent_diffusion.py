@@ -109,7 +109,9 @@ def cached_latents(args, state, runtime, autoencoder, trained_on):
         with runtime.autocast():
             return autoencoder.encode(runtime.send(x)).moments()
 
-    cache_latents(encode, images, shape, folder, args.mirror, runtime.workers)
+    about = {"data": args.data, "size": args.size, "autoencoder": args.encoder}
+    about["autoencoder_id"] = args.autoencoder_id
+    cache_latents(encode, images, shape, folder, args.mirror, runtime.workers, about)
     return {split: LatentDataset(folder, split) for split in images}
 
 

@@ -56,7 +56,7 @@ def train(args):
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
     model, scheduler = denoiser.network_and_schedule(args, 1, GROWTH, clip_x0=True)
-    facts = {"space": "pixels", "shape": [1, 28, 28], "data": "mnist"}
+    facts = {"space": "pixels", "shape": [1, 28, 28], "data": "mnist", "data_root": args.data_root}
     facts["scheduler"] = asdict(scheduler.config)
     folders = "checkpoints/mnist", "fig/mnist"
     denoiser.train(args, state, runtime, model, scheduler, data, facts, *folders)
@@ -66,27 +66,36 @@ def show(args):
     """Draw new digits with a trained denoiser."""
     model, scheduler, facts = load_denoiser(args.show, "pixels")
     shape, to_images = facts["shape"], lambda x0: x0
-    make_pictures(args, Runtime(args), model, scheduler, shape, to_images, lambda: digits(args))
+
+    def training_set():
+        return digits(data_root(args, facts))
+
+    make_pictures(args, Runtime(args), model, scheduler, shape, to_images, training_set)
 
 
 def evaluate(args):
     """Measure a trained denoiser's digits against the test set."""
     model, scheduler, facts = load_denoiser(args.evaluate, "pixels")
-    runtime = Runtime(args)
-    classifier = mnist_classifier(args.data_root)
+    runtime, root = Runtime(args), data_root(args, facts)
+    classifier = mnist_classifier(root)
     name = f"{classifier.config.features} features of a classifier of MNIST's digits"
     name += f" ({fingerprint(classifier)[:8]})"
     spaces = [Space(name, lambda x: features(classifier, x))]
     model, to_images = runtime.place(model), lambda x0: x0
     painter = Painter(args, runtime, model, scheduler, facts["shape"], to_images)
-    test = tensor_images("MNIST's test images", mnist(args.data_root, "test"))
-    train = tensor_images("MNIST's training images", mnist(args.data_root, "train"))
-    evaluate_denoiser(painter, test, train, spaces, lambda x: x, digits(args))
+    test = tensor_images("MNIST's test images", mnist(root, "test"))
+    train = tensor_images("MNIST's training images", mnist(root, "train"))
+    evaluate_denoiser(painter, test, train, spaces, lambda x: x, digits(root))
 
 
-def digits(args):
+def data_root(args, facts):
+    """Where the digits are: as the denoiser's training had it, unless told otherwise."""
+    return args.data_root if "data_root" in args.given else facts.get("data_root", args.data_root)
+
+
+def digits(root):
     """The TrainingSet of the denoiser."""
-    images = mnist(args.data_root, "train")
+    images = mnist(root, "train")
     return TrainingSet(lambda indices: to_pixels(images[list(indices)]), len(images))
 
 

@@ -84,7 +84,7 @@ def train(args):
         data=f"{args.data}, {len(images['train'])} training and {len(images['valid'])} validation "
         f"images of {'x'.join(map(str, args.size))}, {channels} channels",
         network=f"AutoencoderKL, {parameters(model)}",
-        discriminator=f"{parameters(disc)}; a step takes 1.3 times as long from step {begin} on"
+        discriminator=f"{parameters(disc)}; from step {begin} on a step takes 1.2 times as long"
         if args.gan_weight
         else "none",
     )

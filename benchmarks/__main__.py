@@ -22,7 +22,7 @@ ALL = {
     "epoch": lambda report, runtime, args: pipeline.epoch(report, runtime),
     "streaming": lambda report, runtime, args: pipeline.streaming(report),
     "sampling": lambda report, runtime, args: sampling.sampling(report, runtime),
-    "startup": lambda report, runtime, args: startup.startup(report),
+    "startup": lambda report, runtime, args: startup.startup(report, runtime),
 }
 
 

@@ -34,6 +34,8 @@ def caching(report, runtime, data_root):
     device, precision = runtime.device.type, runtime.precision
     for size, count in NUM_IMAGES.items():
         count *= 10 if runtime.on_gpu else 1
+        if data_root is not None:
+            count = min(count, len(open_images("celeba", data_root, size)["train"]))
         with tempfile.TemporaryDirectory() as folder:
             where = data_root or folder
             if data_root is None:
@@ -64,8 +66,6 @@ def encoder_and_images(device, precision, size, count, root):
     autoencoder = train_encoder.networks(steps.encoder_args(runtime.on_gpu), 3)[0]
     autoencoder = runtime.place(autoencoder).eval()
     images = open_images("celeba", root, size)["train"]
-    if len(images) < count:
-        raise ValueError(f"{root} has {len(images)} training images, but {count} are needed")
     images.names = images.names[:count]
 
     @torch.no_grad()
@@ -170,5 +170,5 @@ def fill_cache(folder, count, shape):
         part = moments[: count - start].contiguous()
         save_file({"moments": part}, os.path.join(folder, names[-1]))
     stats = {"mean": [0.0] * c, "std": [1.0] * c}
-    manifest = {"latent_shape": shape, "stats": stats, "shards": {"train": names, "valid": []}}
+    manifest = {"stats": stats, "shards": {"train": names, "valid": []}}
     Path(folder, MANIFEST).write_text(json.dumps(manifest))

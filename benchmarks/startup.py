@@ -40,7 +40,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def startup(report):
+def startup(report, runtime):
     """Seconds until --help has answered, and until the first training step is done."""
     for script in SCRIPTS:
         times = []
@@ -57,10 +57,12 @@ def startup(report):
             path = Path(folder, "pictures", f"{i:03d}.jpg")
             save_image(path, Image.fromarray(draw_face(i, CELEBA)))
         for script, arguments in SCRIPTS.items():
-            argv = [str(ROOT / script), *arguments, "--compile", "off"]
+            machine = "--device", runtime.device.type, "--precision", runtime.precision
+            argv = [str(ROOT / script), *arguments, *machine, "--compile", "off"]
             if script == "latent_diffusion.py":  # an autoencoder, and its latents cached
                 steps = "--steps", "1", "--gan-weight", "0"
                 encoder = [str(ROOT / "train_encoder.py"), *SCRIPTS["train_encoder.py"], *steps]
+                encoder += machine
                 for command in (encoder, [*argv, "--steps", "1"]):
                     subprocess.run([sys.executable, *command], cwd=folder, check=True,
                                    capture_output=True)  # fmt: skip

@@ -27,6 +27,7 @@ from data.synthetic import draw_face
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 NUM_SYNTHETIC = 10_000  # drawn faces in --data synthetic
 KEEP_DRAWN = 2**28  # bytes: drawn faces are kept in memory up to this
+PREPARED = 1  # to be raised when fit() comes to make other pixels of the same file
 CROP_ONLY = 1.1  # an image at most this much larger than needed is cropped, not resized
 CELEBA_VALID, CELEBA_TEST = 162_771, 182_638  # first image of each split; train starts at 1
 CELEBA_HELP = (
@@ -186,9 +187,10 @@ class FileDataset(Dataset):
         return [item for items in decoded for item in items]
 
     def stamp(self):
-        """A hash of the names with their sizes or CRCs: it changes when the data do."""
-        rows = ((name, self.files.stamp[name]) for name in self.names)
-        return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
+        """A hash of the names with their CRCs (in a zip) or sizes in bytes (in a folder, whose
+        files would have to be read for more)."""
+        rows = [(name, self.files.stamp[name]) for name in self.names]
+        return hashlib.sha256(repr([PREPARED, rows]).encode()).hexdigest()
 
 
 @functools.cache

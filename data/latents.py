@@ -61,11 +61,12 @@ def cache_bytes(datasets, latent_shape, mirror):
     return images * 2 * math.prod(latent_shape) * torch.float16.itemsize
 
 
-def cache_latents(encode, datasets, latent_shape, folder, mirror, workers):
+def cache_latents(encode, datasets, latent_shape, folder, mirror, workers, about=None):
     """Fill folder with the moments of datasets = {"train": .., "valid": ..}; goes on if begun.
 
     encode: (B, C, H, W) in [-1, 1] -> moments (B, 2c, h, w), any device. mirror: also store the
-    mirror image of each training image. Raises ValueError when the disk is too small.
+    mirror image of each training image. about: what it says of itself in the manifest, for whoever
+    wonders which cache this is. Raises ValueError when the disk is too small.
     """
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
@@ -96,7 +97,7 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers):
                     bar.update(len(indices))
                 shards.append((split, name))
     try:
-        _write_manifest(folder, shards, latent_shape)
+        _write_manifest(folder, shards, {**(about or {}), "mirror": mirror})
     except SafetensorError as error:
         raise ValueError(f"{folder} is damaged ({error}); delete it: it is made again") from None
 
@@ -127,7 +128,7 @@ def _write_shard(moments, path):
     write_atomic(path, lambda file: save_file({"moments": moments}, file, metadata))
 
 
-def _write_manifest(folder, shards, latent_shape):
+def _write_manifest(folder, shards, about):
     """Statistics over all training shards, in float64, and the list of files: cache complete."""
     count, totals = 0, {}
     for split, name in shards:
@@ -142,7 +143,7 @@ def _write_manifest(folder, shards, latent_shape):
     # The variance of what is drawn: of the means, plus the mean variance of the posteriors.
     std = (totals["square"] / count - mean.square() + totals["variance"] / count).sqrt()
     manifest = {
-        "latent_shape": list(latent_shape),
+        "about": about,
         "stats": {"mean": mean.tolist(), "std": std.tolist()},
         "shards": {s: [n for split, n in shards if split == s] for s in ("train", "valid")},
     }

@@ -144,6 +144,10 @@ def test_digits_are_evaluated_and_gone_on_with(digits, tmp_path, capsys, monkeyp
     torn.write_text(torn.read_text() + '{"label": ')
     digits("--num-images", 14, "--sampling-steps", 2, "--out", "fig/mnist/evaluation/fewer")
     assert [label for label, *_ in drawn[1][1][space]] == [f"{settings} 1", "floor"]
+    # Neither do distances to other images stand beside these.
+    (folder / "evaluation.jsonl").write_text(json.dumps({**again, "real": ["others", "others"]}))
+    digits("--num-images", 16, "--sampling-steps", 2, "--sigma-scale", 0.9)
+    assert [label for label, *_ in drawn[2][1][space]] == [f"{settings} 0.9", "floor"]
 
 
 def test_default_protocol_is_2000_samples_of_50_steps():
@@ -162,6 +166,7 @@ def test_default_protocol_is_2000_samples_of_50_steps():
         (options.parse_latent, ["--out", "a.png"], "--evaluate makes a folder"),
         (options.parse_latent, ["--train", "--encoder", "a"], "not allowed with argument"),
         (options.parse_encoder, ["--lr", "0.1"], "--lr does not go with --evaluate"),
+        (options.parse_encoder, ["--seed", "1"], "--seed does not go with --evaluate"),
         (options.parse_encoder, ["--no-flip"], "--no-flip does not go with --evaluate"),
         (options.parse_encoder, ["--gan-weight", "1"], "--gan-weight does not go with --evaluate"),
     ],
@@ -198,6 +203,20 @@ def test_reconstructions_are_measured(tmp_path, monkeypatch, capsys):
     assert record["active"] == int((std**2 > 0.01).sum())
     assert (tmp_path / "fig" / "autoencoder" / "evaluation.png").is_file()
     assert "dB (peak 2" in capsys.readouterr().out
+
+
+def test_no_readable_image_is_an_error_of_one_line(tmp_path, monkeypatch):
+    pictures = write_images(tmp_path / "pictures", 5)
+    facts = {"data": str(pictures), "data_root": "data", "size": [16, 32]}
+    save_model(tmp_path / "a.safetensors", randomize(small_autoencoder()), facts)
+    monkeypatch.chdir(tmp_path)
+    (held_out,) = train_encoder.open_images(facts["data"], "data", (16, 32))["valid"].names
+    damaged = pictures / held_out
+    damaged.write_bytes(damaged.read_bytes()[:-100])  # its header can be read
+    with pytest.raises(ValueError, match="none of .*'s validation images, 16x32 can be read"):
+        train_encoder.main(options.parse_encoder(["--evaluate", "a.safetensors", *CPU]))
+    with pytest.raises(ValueError, match="none of the test images can be read"):
+        evaluate.describe([], [flat_space(3)], "test images", 0)
 
 
 def test_faces_are_evaluated_with_and_without_their_cache(tmp_path, monkeypatch, capsys):

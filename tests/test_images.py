@@ -832,20 +832,23 @@ def test_real_mnist(downloads, split, count, mean):
 
 @needs_real_data
 def test_real_celeba(downloads):
+    """All of CelebA, or the part of it that README's pictures are made with."""
     splits = open_images("celeba", REAL_DATA, (64, 64))
-    expected = {"train": 24_152, "valid": 2_945, "test": 2_903}
-    assert {k: len(d) for k, d in splits.items()} == expected and not downloads
+    counts = [len(splits[k]) for k in ("train", "valid", "test")]
+    assert counts in ([162_770, 19_867, 19_962], [24_152, 2_945, 2_903]) and not downloads
     partition = Path(REAL_DATA) / "celeba" / "list_eval_partition.txt"
-    official = dict(line.split() for line in partition.read_text().splitlines())
-    for label, dataset in enumerate(splits.values()):  # the published list agrees
-        assert {official[Path(n).stem + ".jpg"] for n in dataset.names} == {str(label)}
+    if partition.is_file():  # the published list agrees
+        official = dict(line.split() for line in partition.read_text().splitlines())
+        for label, dataset in enumerate(splits.values()):
+            assert {official[Path(n).stem + ".jpg"] for n in dataset.names} == {str(label)}
     for dataset in splits.values():
         for i in (0, len(dataset) // 2, len(dataset) - 1):
             image = dataset[i][1]
             assert image.shape == (3, 64, 64) and image.float().std() > 10
             raw = np.asarray(dataset.files.open(dataset.names[i]).convert("RGB"))
-            assert raw.shape == (78, 64, 3)  # only cropped: as wide as needed
-            assert torch.equal(image, torch.tensor(raw[7:71].copy()).permute(2, 0, 1))
+            assert raw.shape in ((218, 178, 3), (78, 64, 3))
+            if raw.shape[1] == 64:  # only cropped: as wide as needed
+                assert torch.equal(image, torch.tensor(raw[7:71].copy()).permute(2, 0, 1))
 
 
 def test_threads_decode_a_batch_in_its_order(tmp_path):

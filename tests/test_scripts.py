@@ -98,7 +98,7 @@ def test_show_latents_with_and_without_encoder(trained):
     assert abs(low - full).mean() > 0.1
 
 
-def test_training_on_synthetic_faces_end_to_end(tmp_path):
+def test_training_on_pictures_end_to_end(tmp_path):
     """The README's four steps, as small as they go: checkpoints, cache and figures appear."""
     cpu = ("--device", "cpu", "--precision", "fp32", "--compile", "off")
     tiny = ("--channels", 8, "--batch", 2, "--steps", 2, "--name", "t", *cpu)
@@ -198,6 +198,7 @@ ENCODER = ("--encoder", "checkpoints/autoencoder/1.safetensors")
         ("mnist_diffusion.py", (*SHOW, "--interpolate", 1, 2, "--seed", 3), "which names two"),
         ("mnist_diffusion.py", (*SHOW, "--film", "--num-images", 9), "at most 8 pictures"),
         ("mnist_diffusion.py", (*SHOW, "--film", "--neighbours"), "not allowed with"),
+        ("mnist_diffusion.py", (*SHOW, "--film", "--batch", 2), "--batch does not go with --film"),
         ("mnist_diffusion.py", (*SHOW, "--film", "--out", "folder"), "--film makes a .png"),
         ("mnist_diffusion.py", ("--train", "--film"), "--film does not go with --train"),
         ("mnist_diffusion.py", (*SHOW, "--data-root", "data"), "--data-root does not go with"),

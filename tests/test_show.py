@@ -219,11 +219,13 @@ def test_planted_copies_stand_under_their_samples(tmp_path, monkeypatch):
     assert list(shown["rows"]) == ["sample", "nearest", "nearest 2", "nearest 3", "nearest 4"]
 
 
-def test_neighbours_of_digits_are_mnists(tmp_path, monkeypatch):
-    """--neighbours looks through the training digits of --data-root."""
+@pytest.mark.parametrize("known, typed", [({}, ["--data-root", "elsewhere"]),
+                                          ({"data_root": "elsewhere"}, [])])  # fmt: skip
+def test_neighbours_of_digits_are_mnists(tmp_path, monkeypatch, known, typed):
+    """--neighbours looks through the training digits of --data-root, or of the training's own."""
     shown = {}
     facts = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
-    facts = {"space": "pixels", "shape": [1, 28, 28], "scheduler": facts}
+    facts = {"space": "pixels", "shape": [1, 28, 28], "scheduler": facts, **known}
     save_model(tmp_path / "d.safetensors", randomize(small_unet(1)), facts)
     write_mnist(tmp_path / "elsewhere", train=40, test=8)
     monkeypatch.chdir(tmp_path)
@@ -231,7 +233,7 @@ def test_neighbours_of_digits_are_mnists(tmp_path, monkeypatch):
         figures, "image_rows", lambda path, rows, title, captions: shown.update(rows)
     )
     flags = ["--show", "d.safetensors", "--neighbours", "--sampler", "dpm++", *CPU]
-    flags += ["--num-images", "2", "--sampling-steps", "2", "--data-root", "elsewhere"]
+    flags += ["--num-images", "2", "--sampling-steps", "2", *typed]
     mnist_diffusion.main(options.parse_mnist(flags))
     digits = to_pixels(mnist("elsewhere", "train"))
     errors = (shown["sample"][:, None] - digits[None]).square().mean(dim=(2, 3, 4))

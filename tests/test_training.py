@@ -15,6 +15,8 @@ from torch import nn
 import latent_diffusion
 import mnist_diffusion
 import train_encoder
+from data import images
+from data.latents import LatentDataset
 from models.discriminator import (
     DiscriminatorConfig,
     PatchDiscriminator,
@@ -314,9 +316,26 @@ def test_encoder_and_denoiser_resume_to_the_bit(tmp_path, monkeypatch):
         latent_diffusion.main(options.parse_latent(["--train", "--resume", *CPU]))
     with pytest.raises(ValueError, match=r"--lr: the run to resume has 0\.001; leave it out"):
         latent_diffusion.main(options.parse_latent(["--train", "--resume", "--lr", "0.1", *CPU]))
-    longer = options.parse_latent(["--train", "--resume", "--steps", "14", *CPU])
-    latent_diffusion.main(longer)
+    (tmp_path / "pictures").rename(tmp_path / "moved")  # the same images, wherever they lie
+    moved = ["--train", "--resume", "--steps", "14", "--data", "moved", *CPU]
+    latent_diffusion.main(options.parse_latent(moved))
     assert read_metrics("fig/denoiser/metrics.jsonl", "parts")[-1]["step"] == 14
+
+
+def test_drawn_faces_go_the_whole_way(tmp_path, monkeypatch):
+    """--data synthetic, as in make demo: trained on, cached, denoised."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(images, "NUM_SYNTHETIC", 40)
+    small = ["--batch", "4", "--channels", "8", "--steps", "2", "--name", "n", *CPU]
+    data = ["--data", "synthetic", "--size", "16x16", "--gan-weight", "0"]
+    train_encoder.main(options.parse_encoder([*data, *small]))
+    encoder = "checkpoints/autoencoder/n_epoch0001.safetensors"
+    latent_diffusion.main(options.parse_latent(["--train", "--encoder", encoder, *small]))
+    (manifest,) = (tmp_path / "encoded_img").glob("*/manifest.json")
+    about = json.loads(manifest.read_text())["about"]
+    assert about["data"] == "synthetic" and about["size"] == [16, 16] and not about["mirror"]
+    assert about["autoencoder"] == encoder
+    assert [len(LatentDataset(manifest.parent, split)) for split in ("train", "valid")] == [38, 2]
 
 
 def test_gan_weight_zero_trains_no_discriminator(tmp_path, monkeypatch):
@@ -353,7 +372,7 @@ def test_prolonged_run_never_overwrites_a_checkpoint(tmp_path, monkeypatch):
     mnist_diffusion.main(options.parse_mnist(["--train", "--resume", "--steps", "5", *CPU]))
     assert first.read_bytes() == before
     _, facts = load_model(first.with_name("a_epoch0001_step5.safetensors"), "UNet")
-    assert facts["step"] == 5 and facts["epoch"] == 1
+    assert facts["step"] == 5 and facts["epoch"] == 1 and facts["data_root"] == "data"
 
 
 def test_changed_data_are_noticed_on_resume(tmp_path, monkeypatch):

@@ -99,6 +99,8 @@ def describe(batches, spaces, what, total, to_x0=None):
             if to_x0 is not None and sum(map(len, x0)) < MOST_NEAREST:
                 x0.append(to_x0(x).float().cpu())
             bar.update(len(images))
+    if not colours:
+        raise ValueError(f"none of the {what} can be read")
     features = {name: torch.cat(parts) for name, parts in features.items()}
     x0 = torch.cat(x0)[:MOST_NEAREST] if x0 else None
     return Description(features, torch.cat(colours), x0)
@@ -132,6 +134,7 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
         "denoiser_id": fingerprint(painter.model)[:16],
         "label": label,
         "counts": [count, against, len(others)],
+        "real": [test.name, train.name],
         "protocol": f"{count} samples, seeds {painter.seeds[0]} to {painter.seeds[-1]}, "
         f"{label}, {clipped}, averaged weights, "
         f"{painter.runtime.precision}; against {against} of {test.name}; floor: {len(others)} of "
@@ -160,12 +163,12 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
 
 def _draw_trade(folder, record):
     """trade.png: this evaluation among those of the same denoiser, as many samples and the same
-    real images, with other settings beside it."""
+    real images, with other settings, beside it; of equal settings the newest."""
     spaces, found = {}, {}
     for path in sorted(folder.parent.glob("*/evaluation.jsonl")):
         for r in read_records(path):
-            if all(r.get(key) == record[key] for key in ("denoiser_id", "counts")):
-                found[r["label"]] = r  # the newest counts
+            if all(r.get(key) == record[key] for key in ("denoiser_id", "counts", "real")):
+                found[r["label"]] = r
     found[record["label"]] = record
     points = [(label, "samples", r) for label, r in sorted(found.items())]
     for label, name, r in [*points, ("floor", "floor", record)]:
@@ -276,6 +279,8 @@ def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
             sums = {key: part.mean(dim=(2, 3)).sum(dim=0) for key, part in parts.items()}
             totals = {key: totals.get(key, 0) + value for key, value in sums.items()}
             bar.update(len(found))
+    if not indices:
+        raise ValueError(f"none of {what} can be read")
     scores, count = torch.cat(scores).double(), len(indices)
     mean, square, kl = (totals[key] / count for key in ("mean", "square", "kl"))
     variance = (square - mean.square()).clamp(min=0)

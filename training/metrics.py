@@ -1,6 +1,6 @@
 """How alike two sets of images are, in some space of features; and how alike two images are.
 
-N, M: images, D: features. Everything is computed in float64, on the CPU.
+N, M: images, D: features. Sets are compared in float64 on the CPU, single images as they come.
 """
 
 import torch

@@ -22,7 +22,9 @@ CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W); CelebA on a GPU, all e
 # What belongs to the machine is not kept in a run's state; what is movable may be typed anew when
 # the run is resumed.
 MACHINE = {"device", "compile", "workers"}
-MOVABLE = MACHINE | {"precision", "data_root", "encoder", "epochs", "steps", "resume", "train"}
+MOVABLE = MACHINE | {
+    "precision", "data", "data_root", "encoder", "epochs", "steps", "resume", "train",
+}  # fmt: skip
 ONLY_TRAIN = {
     "data", "size", "epochs", "steps", "lr", "channels", "blocks", "dropout", "min_snr",
     "t_density", "ema", "name", "resume", "mirror", "data_root", "compile", "workers", "no_flip",
@@ -371,6 +373,8 @@ def _finish(parser, argv, needed_to_show=None):
         _refuse(parser, args.given & set(SEEING), "--evaluate")
         if showing:
             _finish_showing(parser, args, EVALUATED, showing[1])
+        else:
+            _refuse(parser, args.given & {"seed"}, "--evaluate")
     elif getattr(args, "train", True):
         _refuse(parser, args.given & ONLY_SHOW, "--train")
         if args.resume is None:
@@ -414,6 +418,8 @@ def _finish_showing(parser, args, num_images, folder):
         parser.error("--interpolate needs --num-images 2 or more")
     if figure == "interpolate" and "seed" in args.given:
         parser.error("--seed does not go with --interpolate, which names two")
+    if figure == "film":
+        _refuse(parser, args.given & {"batch"}, "--film")
     if figure == "film" and args.num_images > MOST_FILMS:
         parser.error(f"--film shows at most {MOST_FILMS} pictures, --num-images asks for more")
     if figure and not args.out.lower().endswith(".png"):
