@@ -90,8 +90,7 @@ def cached_latents(args, state, runtime, autoencoder, trained_on):
     """{"train": LatentDataset, "valid": ..} of the data, encoded now if they were not before."""
     if args.data is None:
         args.data = trained_on["data"]
-        if "data_root" not in args.given:
-            args.data_root = trained_on["data_root"]
+        args.data_root = options.data_root(args, trained_on)
     splits = open_images(args.data, args.data_root, args.size)
     images = {split: splits[split] for split in ("train", "valid")}
     check_channels(args.encoder, autoencoder, images["train"])
@@ -134,8 +133,7 @@ def evaluate(args):
     runtime, model, scheduler, facts, autoencoder, trained_on = load_both(args, args.evaluate)
     stats = LatentStats(**facts["latent_stats"])
     data = args.data or facts.get("data", trained_on["data"])
-    known_root = facts.get("data_root", trained_on["data_root"])
-    root = args.data_root if "data_root" in args.given else known_root
+    root = options.data_root(args, {**trained_on, **facts})
     splits = open_images(data, root, tuple(facts["size"]))
     check_channels(args.evaluate, autoencoder, splits["train"])
     held_out = "test" if "test" in splits else "valid"

@@ -68,7 +68,7 @@ def show(args):
     shape, to_images = facts["shape"], lambda x0: x0
 
     def training_set():
-        return digits(data_root(args, facts))
+        return digits(options.data_root(args, facts))
 
     make_pictures(args, Runtime(args), model, scheduler, shape, to_images, training_set)
 
@@ -76,7 +76,7 @@ def show(args):
 def evaluate(args):
     """Measure a trained denoiser's digits against the test set."""
     model, scheduler, facts = load_denoiser(args.evaluate, "pixels")
-    runtime, root = Runtime(args), data_root(args, facts)
+    runtime, root = Runtime(args), options.data_root(args, facts)
     classifier = mnist_classifier(root)
     name = f"{classifier.config.features} features of a classifier of MNIST's digits"
     name += f" ({fingerprint(classifier)[:8]})"
@@ -86,11 +86,6 @@ def evaluate(args):
     test = tensor_images("MNIST's test images", mnist(root, "test"))
     train = tensor_images("MNIST's training images", mnist(root, "train"))
     evaluate_denoiser(painter, test, train, spaces, lambda x: x, digits(root))
-
-
-def data_root(args, facts):
-    """Where the digits are: as the denoiser's training had it, unless told otherwise."""
-    return args.data_root if "data_root" in args.given else facts.get("data_root", args.data_root)
 
 
 def digits(root):

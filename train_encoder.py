@@ -147,8 +147,7 @@ def evaluate(args):
     model, facts = load_model(args.evaluate, "AutoencoderKL")
     runtime = Runtime(args)
     data = args.data if "data" in args.given else facts["data"]
-    root = args.data_root if "data_root" in args.given else facts["data_root"]
-    images = open_images(data, root, tuple(facts["size"]))["valid"]
+    images = open_images(data, options.data_root(args, facts), tuple(facts["size"]))["valid"]
     check_channels(args.evaluate, model, images)
     what = f"{data}'s validation images, {'x'.join(map(str, facts['size']))}"
     fig = Path("fig/autoencoder")

@@ -290,11 +290,11 @@ def contend(name, budgets, speed, device, data_root):
     totals = [round(60 * minutes * speed * share) for minutes in budgets]
     if name == "ours":
         batch = mnist_args().batch
-        trained = (train_ours(device, data_root, total) for total in totals)
+        trained = ((train_ours(device, data_root, total), batch) for total in totals)
     else:
-        batch = peers()[name](device).batch
-        trained = (peer.samples for peer in train_peer(name, device, digits, totals))
-    for minutes, total, samples in zip(budgets, totals, trained, strict=True):
+        going = train_peer(name, device, digits, totals)
+        trained = ((peer.samples, peer.batch) for peer in going)
+    for minutes, total, (samples, batch) in zip(budgets, totals, trained, strict=True):
         with torch.random.fork_rng():  # a training that goes on must not follow the samples' noise
             drawn = sample_features(classifier, samples)
         yield {

@@ -354,6 +354,11 @@ def default_epochs(images, on_gpu, num_train):
     return max(1, round(images[on_gpu] / num_train))
 
 
+def data_root(args, facts):
+    """Where the data are: as those facts of a checkpoint have it, unless it was typed."""
+    return args.data_root if "data_root" in args.given else facts.get("data_root", args.data_root)
+
+
 # ---- After parsing ------------------------------------------------------------------------------
 
 
@@ -420,8 +425,8 @@ def _finish_showing(parser, args, num_images, folder):
         parser.error("--seed does not go with --interpolate, which names two")
     if figure == "film":
         _refuse(parser, args.given & {"batch"}, "--film")
-    if figure == "film" and args.num_images > MOST_FILMS:
-        parser.error(f"--film shows at most {MOST_FILMS} pictures, --num-images asks for more")
+        if args.num_images > MOST_FILMS:
+            parser.error(f"--film shows at most {MOST_FILMS} pictures, --num-images asks for more")
     if figure and not args.out.lower().endswith(".png"):
         parser.error(f"--{figure} makes a .png, but --out is {args.out}")
 
