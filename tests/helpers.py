@@ -1,11 +1,15 @@
 """What several tests need: small networks, random weights, running a script as a user does."""
 
+import io
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -50,15 +54,31 @@ def exact_denoiser(s):
     return model
 
 
-def run_script(script, *arguments, cwd, timeout=300, check=True):
-    """Run a script of the project in folder cwd, without a display; (status, stdout, stderr)."""
+def run_script(script, *arguments, cwd, check=True):
+    """Run a script of the project in folder cwd, without a display; (status, stdout, stderr).
+
+    In this process, because starting Python and torch anew takes seconds; run_process starts one.
+    """
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+            patch.delenv(name, raising=False)
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    if check:
+        assert not status, err.getvalue()
+    return status, out.getvalue(), err.getvalue()
+
+
+def run_process(script, *arguments, cwd):
+    """The same in a process of its own, as a user does."""
     env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
-    )
-    if check:
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -11,6 +11,7 @@ import pytest
 from helpers import (
     ROOT,
     randomize,
+    run_process,
     run_python,
     run_script,
     small_autoencoder,
@@ -63,6 +64,20 @@ def refused(script, *arguments, cwd):
 
 
 # ---- What works ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("script", "arguments", "status"), [
+    ("mnist_diffusion.py", ("--show", "digits.safetensors", *FEW), 0),
+    ("latent_diffusion.py", ("--show", "digits.safetensors"), 2),
+])  # fmt: skip
+def test_a_process_of_its_own_says_the_same(trained, script, arguments, status):
+    """The other tests run scripts within this process; a user does not."""
+    done = run_process(script, *arguments, cwd=trained)
+    assert done[0] == status and done[:2] == run_script(
+        script, *arguments, cwd=trained, check=False
+    )[:2]
+    errors = [line for line in done[2].splitlines() if "error" in line]
+    assert len(errors) == bool(status)
 
 
 def test_show_pixels_as_grid_and_folder(trained):

@@ -2,8 +2,8 @@
 
 import json
 import math
-import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +33,12 @@ from training.run import Run, in_slices
 from training.runtime import Runtime
 
 CPU = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Runs whose figures are not looked at draw none: they take longer than some training steps."""
+    monkeypatch.setattr(Run, "figures_due", lambda self, done: False)
 
 
 def cpu(precision="fp32"):
@@ -215,8 +221,9 @@ def test_bf16_and_channels_last_give_the_fp32_loss():
     assert (grad16 - grad).norm() < 0.05 * grad.norm()
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_gives_the_same_loss_and_gradient():
+def test_a_compiled_network_gives_the_same_loss_and_gradient(monkeypatch):
+    """Traced as torch.compile does it; not made into code, which takes a minute and a compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     model = randomize(small_unet(3, channels=(8, 8)))
     x, t = torch.randn(4, 3, 8, 8), torch.arange(4) * 100
     runtime = cpu()
@@ -254,7 +261,7 @@ def assert_same_weights(folder, *names):
         assert torch.equal(value, states[1][key]), key
 
 
-def test_mnist_resumes_to_the_bit(tmp_path, monkeypatch):
+def test_mnist_resumes_to_the_bit(tmp_path, monkeypatch, no_figures):
     monkeypatch.chdir(tmp_path)
     write_mnist(tmp_path / "data")
     common = ["--train", "--steps", "8", "--batch", "16", "--channels", "8", *CPU]
@@ -351,7 +358,7 @@ def test_gan_weight_zero_trains_no_discriminator(tmp_path, monkeypatch):
     assert "loss_disc" not in read_metrics("fig/autoencoder/metrics.jsonl", "plain")[-1]
 
 
-def test_same_seed_same_losses_other_seed_others(tmp_path, monkeypatch):
+def test_same_seed_same_losses_other_seed_others(tmp_path, monkeypatch, no_figures):
     monkeypatch.chdir(tmp_path)
     write_mnist(tmp_path / "data")
     common = ["--train", "--steps", "3", "--batch", "8", "--channels", "8", *CPU]
@@ -361,7 +368,7 @@ def test_same_seed_same_losses_other_seed_others(tmp_path, monkeypatch):
     assert a == b and a != c
 
 
-def test_prolonged_run_never_overwrites_a_checkpoint(tmp_path, monkeypatch):
+def test_prolonged_run_never_overwrites_a_checkpoint(tmp_path, monkeypatch, no_figures):
     """A run that ended within an epoch and goes on keeps the checkpoint of its first end."""
     monkeypatch.chdir(tmp_path)
     write_mnist(tmp_path / "data", train=40)
@@ -375,7 +382,7 @@ def test_prolonged_run_never_overwrites_a_checkpoint(tmp_path, monkeypatch):
     assert facts["step"] == 5 and facts["epoch"] == 1 and facts["data_root"] == "data"
 
 
-def test_changed_data_are_noticed_on_resume(tmp_path, monkeypatch):
+def test_changed_data_are_noticed_on_resume(tmp_path, monkeypatch, no_figures):
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "pictures", 6, (16, 16))
     arguments = ["--data", "pictures", "--size", "16x16", "--gan-weight", "0", "--batch", "2"]
@@ -386,7 +393,7 @@ def test_changed_data_are_noticed_on_resume(tmp_path, monkeypatch):
         train_encoder.main(options.parse_encoder(["--resume", "--steps", "4", *CPU]))
 
 
-def test_states_of_other_scripts_are_refused(tmp_path, monkeypatch):
+def test_states_of_other_scripts_are_refused(tmp_path, monkeypatch, no_figures):
     monkeypatch.chdir(tmp_path)
     write_mnist(tmp_path / "data", train=16)
     arguments = ["--train", "--steps", "1", "--batch", "8", "--channels", "8", "--name", "a", *CPU]
@@ -409,7 +416,7 @@ def test_infinite_loss_stops_the_run_before_its_state(tmp_path, monkeypatch):
     assert not list((tmp_path / "checkpoints").rglob("*.s*"))
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, no_figures):
     """A bad step between two reports: neither checkpoint nor state is made of it."""
     monkeypatch.chdir(tmp_path)
     write_mnist(tmp_path / "data", train=32)
@@ -434,7 +441,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="TEST_DATA_ROOT names no real data")
-def test_real_digits_are_learnt(tmp_path, monkeypatch):
+def test_real_digits_are_learnt(tmp_path, monkeypatch, no_figures):
     """60 steps on MNIST bring the validation loss from 1 to below 0.12."""
     monkeypatch.chdir(tmp_path)
     arguments = ["--train", "--data-root", REAL_DATA, "--steps", "60", "--batch", "32"]
@@ -457,7 +464,7 @@ def test_default_size_suits_data_and_machine():
         assert options.default_size(data, on_gpu) == (64, 64)
 
 
-def test_a_state_of_other_networks_is_refused(tmp_path, monkeypatch):
+def test_a_state_of_other_networks_is_refused(tmp_path, monkeypatch, no_figures):
     """Norms of other groups have weights of the same shapes: only the config tells."""
     write_mnist(tmp_path / "data", train=64, test=8)
     monkeypatch.chdir(tmp_path)
