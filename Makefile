@@ -23,7 +23,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# All benchmarks but the training curves: about 6 minutes on 2 cores.
+# All benchmarks but the training curves: about 6 minutes on 2 cores with AVX512-bf16. They write
+# up to 5 GB to the folder for temporary files (TMPDIR).
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
 

@@ -88,8 +88,8 @@ def train(args):
 
 def cached_latents(args, state, runtime, autoencoder, trained_on):
     """{"train": LatentDataset, "valid": ..} of the data, encoded now if they were not before."""
-    if args.data is None:
-        args.data = trained_on["data"]
+    if state is None:  # a resumed run has its own
+        args.data = args.data or trained_on["data"]
         args.data_root = options.data_root(args, trained_on)
     splits = open_images(args.data, args.data_root, args.size)
     images = {split: splits[split] for split in ("train", "valid")}

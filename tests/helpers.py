@@ -69,6 +69,8 @@ def run_script(script, *arguments, cwd, check=True):
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
             status = end.code
+    if status == 130:
+        raise KeyboardInterrupt
     if check:
         assert not status, err.getvalue()
     return status, out.getvalue(), err.getvalue()

@@ -1,5 +1,7 @@
 """What the benchmarks measure is what they say: counts, peers of one structure, the records."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import run_script, write_mnist
@@ -156,7 +158,7 @@ def test_ours_can_be_trained_for_several_budgets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Run, "figures_due", lambda self, done: False)
     within = lambda command, check, cwd: run_script(*command[1:], cwd=cwd)  # noqa: E731
-    monkeypatch.setattr(mnist.subprocess, "run", within)  # no process of its own
+    monkeypatch.setattr(mnist, "subprocess", SimpleNamespace(run=within))  # no process
     write_mnist(tmp_path, train=70, test=20)
     for total in (1, 2):
         samples = mnist.train_ours("cpu", ".", total)

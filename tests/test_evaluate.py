@@ -1,6 +1,8 @@
 """--evaluate: what it prints and keeps, goes on with, and refuses to put a number on."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,13 +58,14 @@ def test_samples_as_good_as_real_images_get_the_floor(tmp_path, monkeypatch, cap
     monkeypatch.setattr(evaluate, "fill_folder", paint)
     train = evaluate.tensor_images("drawn images", images)
     test = evaluate.tensor_images("others", torch.randint(0, 256, (50, 1, 8, 8)).byte())
+    test = replace(test, size=52)  # two of them cannot be read
     training_set = TrainingSet(lambda i: to_pixels(images[list(i)]), len(images))
     evaluate.evaluate_denoiser(
         painter(tmp_path / "out", 20), test, train, [flat_space(5)], lambda x: x, training_set
     )
     record = last_record(tmp_path / "out" / "evaluation.jsonl")
     distances = record["spaces"]["5 pixels"]
-    assert distances["samples"] == distances["floor"]
+    assert distances["samples"] == distances["floor"] and record["counts"] == [20, 50, 20]
     assert distances["floor"]["frechet"] > 0
     assert record["nearest"]["samples"]["median"] == pytest.approx(0, abs=1e-3)
     assert record["nearest"]["test images"]["least"] > 0.1
@@ -148,6 +151,22 @@ def test_digits_are_evaluated_and_gone_on_with(digits, tmp_path, capsys, monkeyp
     (folder / "evaluation.jsonl").write_text(json.dumps({**again, "real": ["others", "others"]}))
     digits("--num-images", 16, "--sampling-steps", 2, "--sigma-scale", 0.9)
     assert [label for label, *_ in drawn[2][1][space]] == [f"{settings} 0.9", "floor"]
+
+
+def test_of_equal_settings_the_newest_is_shown(tmp_path, monkeypatch):
+    """Whatever its folder is called."""
+    drawn = []
+    monkeypatch.setattr(figures, "trade", lambda path, spaces: drawn.append(spaces["space"]))
+    same = {"denoiser_id": "0", "counts": [2, 2, 2], "real": ["a", "b"]}
+    for age, folder in ((100, "a"), (200, "b"), (300, "c")):
+        numbers = {"precision": 1, "recall": 1, "frechet": age}
+        record = {**same, "label": "equal", "spaces": {"space": {"samples": numbers}}}
+        path = tmp_path / folder / "evaluation.jsonl"
+        path.parent.mkdir()
+        path.write_text(json.dumps(record) + "\n")
+        os.utime(path, (1e9 - age, 1e9 - age))
+    evaluate._draw_trade(tmp_path / "c", {**record, "label": "other"})
+    assert drawn == [[("equal", 1, 1, 100), ("other", 1, 1, 300)]]
 
 
 def test_default_protocol_is_2000_samples_of_50_steps():

@@ -24,7 +24,7 @@ from models.discriminator import (
     with_low_frequencies,
 )
 from training import options
-from training.checkpoint import checkpoints_in, load_model, load_state
+from training.checkpoint import checkpoints_in, load_model, load_state, save_model
 from training.denoiser import NUM_BANDS, metrics
 from training.ema import EMA
 from training.optimizer import Optimizer, rate_at
@@ -345,6 +345,26 @@ def test_drawn_faces_go_the_whole_way(tmp_path, monkeypatch):
     assert [len(LatentDataset(manifest.parent, split)) for split in ("train", "valid")] == [38, 2]
 
 
+def test_typed_data_lie_where_those_of_the_autoencoder_do(tmp_path, monkeypatch):
+    """--data celeba is looked for in the --data-root of the autoencoder's training."""
+    monkeypatch.chdir(tmp_path)
+    facts = {"data": "celeba", "data_root": "elsewhere", "size": [16, 16]}
+    save_model("a.safetensors", randomize(small_autoencoder()), facts)
+    looked = []
+
+    def open_images(data, root, size):
+        looked.append((data, root, size))
+        raise ValueError("seen")
+
+    monkeypatch.setattr(latent_diffusion, "open_images", open_images)
+    for more in ([], ["--data", "celeba"], ["--data", "celeba", "--data-root", "typed"]):
+        flags = ["--train", "--encoder", "a.safetensors", *more, *CPU]
+        with pytest.raises(ValueError, match="seen"):
+            latent_diffusion.main(options.parse_latent(flags))
+    assert [root for _, root, _ in looked] == ["elsewhere", "elsewhere", "typed"]
+    assert {data for data, *_ in looked} == {"celeba"}
+
+
 def test_gan_weight_zero_trains_no_discriminator(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "pictures", 6, (32, 32), "L")
@@ -393,11 +413,13 @@ def test_changed_data_are_noticed_on_resume(tmp_path, monkeypatch, no_figures):
         train_encoder.main(options.parse_encoder(["--resume", "--steps", "4", *CPU]))
 
 
-def test_states_of_other_scripts_are_refused(tmp_path, monkeypatch, no_figures):
+def test_states_of_other_scripts_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_mnist(tmp_path / "data", train=16)
     arguments = ["--train", "--steps", "1", "--batch", "8", "--channels", "8", "--name", "a", *CPU]
     mnist_diffusion.main(options.parse_mnist(arguments))
+    for name in ("samples", "predictions", "losses", "bands"):
+        assert (tmp_path / "fig" / "mnist" / f"{name}.png").stat().st_size > 5000
     resume = options.parse_encoder(["--resume", "checkpoints/mnist/a.state"])
     with pytest.raises(ValueError, match="belongs to checkpoints/mnist/, not to checkpoints/auto"):
         train_encoder.main(resume)

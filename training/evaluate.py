@@ -133,11 +133,11 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
         "denoiser": str(args.evaluate),
         "denoiser_id": fingerprint(painter.model)[:16],
         "label": label,
-        "counts": [count, against, len(others)],
+        "counts": [count, len(real), len(others)],
         "real": [test.name, train.name],
         "protocol": f"{count} samples, seeds {painter.seeds[0]} to {painter.seeds[-1]}, "
         f"{label}, {clipped}, averaged weights, "
-        f"{painter.runtime.precision}; against {against} of {test.name}; floor: {len(others)} of "
+        f"{painter.runtime.precision}; against {len(real)} of {test.name}; floor: {len(others)} of "
         f"{train.name}",
     }
     print(fact("protocol", record["protocol"]))
@@ -165,7 +165,8 @@ def _draw_trade(folder, record):
     """trade.png: this evaluation among those of the same denoiser, as many samples and the same
     real images, with other settings, beside it; of equal settings the newest."""
     spaces, found = {}, {}
-    for path in sorted(folder.parent.glob("*/evaluation.jsonl")):
+    paths = folder.parent.glob("*/evaluation.jsonl")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         for r in read_records(path):
             if all(r.get(key) == record[key] for key in ("denoiser_id", "counts", "real")):
                 found[r["label"]] = r

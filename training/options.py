@@ -40,7 +40,7 @@ EVALUATED, EVALUATED_STEPS = 2000, 50  # samples, and ddpm's steps for each, of 
 SAMPLING = {
     "ddpm": (None, ("sigma_scale",)), "ddim": (50, ("eta", "sigma_scale")), "dpm++": (20, ())
 }  # fmt: skip
-MOST_FILMS = 8  # pictures in one --film: all frames are kept until it is drawn
+MOST = {"film": 8, "neighbours": 100}  # pictures in one: all are kept until it is drawn
 SEEING = {"film": 1, "interpolate": 9, "neighbours": 8}  # pictures in each of these figures
 
 
@@ -123,8 +123,8 @@ def parse_latent(argv=None):
         "  python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors",
     )
     text = (
-        "the autoencoder's checkpoint; but for --train it may be left out while the denoiser's own "
-        "is in checkpoints/autoencoder/"
+        "the autoencoder's checkpoint; needed to begin a training, else it may be left out while "
+        "the denoiser's own is in checkpoints/autoencoder/"
     )
     _flag(_mode(parser), "--encoder", text, metavar="CKPT")
     text = (
@@ -418,6 +418,8 @@ def _finish_showing(parser, args, num_images, folder):
         args.out = args.out or f"{folder}/evaluation/{_named_by_settings(args)}"
         if Path(args.out).suffix.lower() in (".png", ".jpg", ".jpeg"):
             parser.error(f"--evaluate makes a folder of pictures, but --out is {args.out}")
+        if args.num_images < 2:
+            parser.error("--evaluate needs --num-images 2 or more")
     args.out = args.out or f"{folder}/{figure or 'generated'}.png"
     if figure == "interpolate" and args.num_images < 2:
         parser.error("--interpolate needs --num-images 2 or more")
@@ -425,8 +427,9 @@ def _finish_showing(parser, args, num_images, folder):
         parser.error("--seed does not go with --interpolate, which names two")
     if figure == "film":
         _refuse(parser, args.given & {"batch"}, "--film")
-        if args.num_images > MOST_FILMS:
-            parser.error(f"--film shows at most {MOST_FILMS} pictures, --num-images asks for more")
+    if args.num_images > MOST.get(figure, math.inf):
+        text = f"--{figure} shows at most {MOST[figure]} pictures, --num-images asks for more"
+        parser.error(text)
     if figure and not args.out.lower().endswith(".png"):
         parser.error(f"--{figure} makes a .png, but --out is {args.out}")
 
