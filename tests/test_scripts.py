@@ -119,7 +119,8 @@ def test_training_on_pictures_end_to_end(tmp_path):
     tiny = ("--channels", 8, "--batch", 2, "--steps", 2, "--name", "t", *cpu)
     size = ("--data", "pictures", "--size", "32x16")
     write_images(tmp_path / "pictures", 8, (16, 32))
-    _, stdout, _ = run_script("train_encoder.py", *size, *tiny, cwd=tmp_path)
+    status, stdout, stderr = run_process("train_encoder.py", *size, *tiny, cwd=tmp_path)
+    assert status == 0, stderr
     assert all(word in stdout for word in ("machine:", "data:", "training:", "network:"))
     encoder = ("--encoder", "checkpoints/autoencoder/t_epoch0001.safetensors")
     train = ("--train", *encoder, *tiny, "--blocks", 1)
