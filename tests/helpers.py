@@ -19,6 +19,7 @@ from models.unet import UNet, UNetConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = os.environ.get("TEST_DATA_ROOT")
+DISPLAYS = "DISPLAY", "WAYLAND_DISPLAY"
 MEAN, STD = 0.7, 0.5  # of the Gaussian x0 whose denoiser is known exactly
 
 
@@ -63,13 +64,13 @@ def run_script(script, *arguments, cwd, check=True):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [script, *map(str, arguments)])
-        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        for name in DISPLAYS:
             patch.delenv(name, raising=False)
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
             status = end.code
-    if status == 130:
+    if status == 130:  # Ctrl-C is meant for pytest
         raise KeyboardInterrupt
     if check:
         assert not status, err.getvalue()
@@ -78,7 +79,7 @@ def run_script(script, *arguments, cwd, check=True):
 
 def run_process(script, *arguments, cwd):
     """The same in a process of its own, as a user does."""
-    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    env = {k: v for k, v in os.environ.items() if k not in DISPLAYS}
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout, done.stderr

@@ -13,7 +13,6 @@ from data.latents import LatentDataset
 from data.order import ShuffledOrder
 from models.classifier import Classifier, ClassifierConfig
 from training import options
-from training.run import Run
 
 
 def test_targets_are_met_on_the_right_side():
@@ -153,10 +152,9 @@ def test_only_peers_of_constant_rate_go_on_to_the_next_budget(schedule, steps_ma
     assert (first is second) == (schedule is mnist.constant)
 
 
-def test_ours_can_be_trained_for_several_budgets(tmp_path, monkeypatch):
+def test_ours_can_be_trained_for_several_budgets(tmp_path, monkeypatch, no_figures):
     """Each budget begins anew, in a folder that no run of the user's is in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Run, "figures_due", lambda self, done: False)
     within = lambda command, check, cwd: run_script(*command[1:], cwd=cwd)  # noqa: E731
     monkeypatch.setattr(mnist, "subprocess", SimpleNamespace(run=within))  # no process
     write_mnist(tmp_path, train=70, test=20)

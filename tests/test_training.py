@@ -35,12 +35,6 @@ from training.runtime import Runtime
 CPU = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Runs whose figures are not looked at draw none: they take longer than some training steps."""
-    monkeypatch.setattr(Run, "figures_due", lambda self, done: False)
-
-
 def cpu(precision="fp32"):
     return Runtime(SimpleNamespace(device="cpu", precision=precision))
 

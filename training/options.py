@@ -40,7 +40,8 @@ EVALUATED, EVALUATED_STEPS = 2000, 50  # samples, and ddpm's steps for each, of 
 SAMPLING = {
     "ddpm": (None, ("sigma_scale",)), "ddim": (50, ("eta", "sigma_scale")), "dpm++": (20, ())
 }  # fmt: skip
-MOST = {"film": 8, "neighbours": 100}  # pictures in one: all are kept until it is drawn
+FEWEST = {"evaluate": 2, "interpolate": 2}  # pictures in one of these
+MOST = {"film": 8, "neighbours": 100}  # they are kept until all are drawn as one
 SEEING = {"film": 1, "interpolate": 9, "neighbours": 8}  # pictures in each of these figures
 
 
@@ -418,18 +419,16 @@ def _finish_showing(parser, args, num_images, folder):
         args.out = args.out or f"{folder}/evaluation/{_named_by_settings(args)}"
         if Path(args.out).suffix.lower() in (".png", ".jpg", ".jpeg"):
             parser.error(f"--evaluate makes a folder of pictures, but --out is {args.out}")
-        if args.num_images < 2:
-            parser.error("--evaluate needs --num-images 2 or more")
     args.out = args.out or f"{folder}/{figure or 'generated'}.png"
-    if figure == "interpolate" and args.num_images < 2:
-        parser.error("--interpolate needs --num-images 2 or more")
     if figure == "interpolate" and "seed" in args.given:
         parser.error("--seed does not go with --interpolate, which names two")
     if figure == "film":
         _refuse(parser, args.given & {"batch"}, "--film")
-    if args.num_images > MOST.get(figure, math.inf):
-        text = f"--{figure} shows at most {MOST[figure]} pictures, --num-images asks for more"
-        parser.error(text)
+    what = figure if args.evaluate is None else "evaluate"
+    if args.num_images < FEWEST.get(what, 1):
+        parser.error(f"--{what} needs --num-images {FEWEST[what]} or more")
+    if args.num_images > MOST.get(what, math.inf):
+        parser.error(f"--{what} shows at most {MOST[what]} pictures, --num-images asks for more")
     if figure and not args.out.lower().endswith(".png"):
         parser.error(f"--{figure} makes a .png, but --out is {args.out}")
 
