@@ -101,6 +101,21 @@ def test_too_few_images_get_a_sentence(capsys):
     assert result["samples"]["precision"] == 1
 
 
+def test_too_few_images_are_said_before_the_samples_are_made(digits, capsys, monkeypatch):
+    def not_made(painter, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "fill_folder", not_made)
+    for count in (11, 12):
+        with pytest.raises(KeyboardInterrupt):
+            digits("--num-images", count)
+    first, *more = capsys.readouterr().out.splitlines()
+    assert first.startswith("there will be no distance in the 6 features of a classifier")
+    counts = "11 samples, 30 test images, 11 training images"
+    assert first.endswith(f": 6 features need 12 images of each kind; there are {counts}")
+    assert not more
+
+
 @pytest.fixture
 def digits(tmp_path, monkeypatch):
     """Work in a folder with MNIST, a classifier and a denoiser of digits."""

@@ -119,13 +119,18 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
     """
     args, folder = painter.args, Path(painter.args.out)
     check_out(painter, folder)
-    fill_folder(painter, folder)
     count = args.num_images
     against = min(test.size, MOST_REAL)
-    paths = [folder / f"seed{seed:06d}.png" for seed in painter.seeds]
-    samples = describe(_read(paths), spaces, "samples", count, to_x0)
     real = describe(test.batches(against), spaces, "test images", against, to_x0)
     others = describe(train.batches(count), spaces, "training images", count)
+    # What cannot be compared is said now: to make the samples may take hours.
+    counts = {"samples": count, "test images": len(real), "training images": len(others)}
+    for space in spaces:
+        if text := _too_few(real.features[space.name].shape[1], counts):
+            print(f"there will be no distance in the {space.name}: {text}")
+    fill_folder(painter, folder)
+    paths = [folder / f"seed{seed:06d}.png" for seed in painter.seeds]
+    samples = describe(_read(paths), spaces, "samples", count, to_x0)
     settings = "".join(f", {key} {value:g}" for key, value in painter.settings.items())
     label = f"{args.sampler}, {painter.steps} steps{settings}"
     clipped = "x0 clipped" if painter.scheduler.config.clip_x0 else "x0 not clipped"
@@ -133,7 +138,7 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
         "denoiser": str(args.evaluate),
         "denoiser_id": fingerprint(painter.model)[:16],
         "label": label,
-        "counts": [count, len(real), len(others)],
+        "counts": list(counts.values()),
         "real": [test.name, train.name],
         "protocol": f"{count} samples, seeds {painter.seeds[0]} to {painter.seeds[-1]}, "
         f"{label}, {clipped}, averaged weights, "
@@ -194,11 +199,8 @@ def _read(paths):
 def _compare(space, compared, real):
     """Distances of {name: features (N, D)} to real (M, D) in one space, printed; a dict of them."""
     print(f"\n{space}:\n{'':<18}{'Frechet distance':>18}{'precision':>12}{'recall':>10}")
-    size, counts = real.shape[1], {name: len(f) for name, f in compared.items()}
-    counts["test images"] = len(real)
-    if min(counts.values()) < PER_FEATURE * size:
-        there = ", ".join(f"{count} {name}" for name, count in counts.items())
-        text = f"{size} features need {PER_FEATURE * size} images of each kind; there are {there}"
+    counts = {name: len(f) for name, f in compared.items()} | {"test images": len(real)}
+    if text := _too_few(real.shape[1], counts):
         print(f"  no number: {text}")
         return {"too few": text}
     both, result = min(counts.values()), {}
@@ -208,6 +210,14 @@ def _compare(space, compared, real):
         print(f"{name:<18}{distance:>18.4g}{precision:>12.3f}{recall:>10.3f}")
         result[name] = {"frechet": distance, "precision": precision, "recall": recall}
     return result
+
+
+def _too_few(size, counts):
+    """Which of {kind: number of images} there ought to be more of for size features, or ""."""
+    if min(counts.values()) >= PER_FEATURE * size:
+        return ""
+    there = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"{size} features need {PER_FEATURE * size} images of each kind; there are {there}"
 
 
 def _compare_colours(sets):
