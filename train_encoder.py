@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from data.files import make_folder
 from data.images import load_batches, open_images, to_pixels
 from data.order import ShuffledOrder
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
@@ -66,6 +67,8 @@ def train(args):
     same_data(args, state, images["train"].stamp())
     order = ShuffledOrder(len(images["train"]), args.batch, args.seed)
     run = Run(args, runtime, state, order, "checkpoints/autoencoder", "fig/autoencoder")
+    if args.gan_weight:
+        make_folder("checkpoints/discriminator")
 
     # Networks: latents at a quarter of the size.
     model, disc = networks(args, channels)

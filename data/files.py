@@ -1,4 +1,4 @@
-"""Files are finished or absent; and the first line of an error."""
+"""Files are finished or absent; folders that can be written to; the first line of an error."""
 
 import os
 from pathlib import Path
@@ -19,6 +19,16 @@ def write_atomic(path, write):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path):
+    """Make it where it is missing; raises ValueError where nothing could be written into it."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be made: {first_line(error)}") from None
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"{path} cannot be written to")
 
 
 def first_line(error):

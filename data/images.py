@@ -254,8 +254,8 @@ def split_by_hash(names):
 
     5 % go to validation; at least one, which is also trained on where it is the only image.
     """
-    ranked = sorted(names, key=lambda name: (zlib.crc32(name.encode()) % 20 != 0, name))
-    valid = [n for n in names if zlib.crc32(n.encode()) % 20 == 0] or ranked[:1]
+    chosen = {n for n in names if zlib.crc32(n.encode(errors="surrogateescape")) % 20 == 0}
+    valid = [n for n in names if n in chosen] or sorted(names)[:1]
     held_out = set(valid)
     return {"train": [n for n in names if n not in held_out] or valid, "valid": valid}
 
@@ -393,7 +393,8 @@ class BadFiles:
 def load_batches(dataset, batches, workers, pin_memory=False):
     """For each list of indices in `batches`: (images (B, C, H, W) uint8, their indices, a list).
 
-    Unreadable images are left out and reported to dataset.tally; B can be smaller, never 0.
+    Unreadable images are left out and reported to dataset.tally; B can be smaller, never 0. Raises
+    ValueError when they are more than the tally allows, or batches without end bring nothing.
     pin_memory: for images that go to a CUDA GPU as they are.
     Close it (contextlib.closing) when it is not read to its end: that ends the workers in order.
     """
@@ -407,9 +408,13 @@ def load_batches(dataset, batches, workers, pin_memory=False):
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
     )
+    in_vain = 0  # images since the last readable one
     for images, good, bad in loader:
         if bad:
             dataset.tally.add([dataset.names[i] for i in bad])
+        in_vain = 0 if good else in_vain + len(bad)
+        if in_vain > len(dataset):
+            raise ValueError(f"none of the {len(dataset)} images can be read (named above)")
         if good:
             yield images, good
 

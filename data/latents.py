@@ -66,7 +66,8 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers, about
 
     encode: (B, C, H, W) in [-1, 1] -> moments (B, 2c, h, w), any device. mirror: also store the
     mirror image of each training image. about: what it says of itself in the manifest, for whoever
-    wonders which cache this is. Raises ValueError when the disk is too small.
+    wonders which cache this is. Raises ValueError when the disk is too small, or no training image
+    can be read.
     """
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
@@ -139,6 +140,8 @@ def _write_manifest(folder, shards, about):
             for key, value in sums.items():
                 value = torch.tensor(value, dtype=torch.float64)
                 totals[key] = totals.get(key, 0) + value
+    if not count:
+        raise ValueError("none of the training images can be read (named above)")
     mean = totals["mean"] / count
     # The variance of what is drawn: of the means, plus the mean variance of the posteriors.
     std = (totals["square"] / count - mean.square() + totals["variance"] / count).sqrt()

@@ -86,6 +86,8 @@ def test_colours_are_those_of_the_images():
     assert result["mean"] == [25, 0, 100]
     assert result["spread"] == [pytest.approx(12.9, abs=0.05), 0, 0]
     assert result["contrast"] == [0, 0, pytest.approx(115.5, abs=0.05)]
+    one = evaluate.describe([images[:1]], [space], "", 1)
+    assert evaluate._compare_colours({"one": one})["one"]["spread"] == [0, 0, 0]
     torch.testing.assert_close(described.features["pixels"], to_pixels(images).flatten(1))
     assert torch.equal(to_uint8(described.x0), images)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import os
 import pickle
 import shutil
@@ -387,6 +388,22 @@ def test_split_has_at_least_one_in_each():
             assert n == 1 or len(split["train"]) + len(split["valid"]) == n
 
 
+def test_a_name_in_no_encoding_is_read_and_reported(tmp_path, capsys):
+    """Latin-1 names from old archives: bytes that are no UTF-8."""
+    write_images(tmp_path, 3)
+    try:
+        for old, new in (("00.png", b"caf\xe9.png"), ("01.png", b"\xe9t\xe9.png")):
+            os.rename(tmp_path / old, os.path.join(os.fsencode(tmp_path), new))
+    except (OSError, UnicodeDecodeError):
+        pytest.skip("this file system takes text only")
+    (tmp_path / "02.png").write_text("no picture")
+    splits = open_images(str(tmp_path), None, (16, 16))
+    assert sum(map(len, splits.values())) == 2
+    for dataset in splits.values():
+        assert dataset[0][1].shape == (3, 16, 16) and dataset.stamp()
+    assert "cannot be read: 02.png" in capsys.readouterr().out
+
+
 def test_a_single_image_is_enough(tmp_path):
     splits = open_images(str(write_images(tmp_path / "one", 1)), None, (16, 16))
     assert splits["train"].names == splits["valid"].names == ["00.png"]
@@ -733,6 +750,16 @@ def test_stops_when_none_is_left(tmp_path):
     )
     with pytest.raises(ValueError, match="2 of 2 images cannot be read"):
         list(load_batches(dataset, [[0], [1]], 0))
+
+
+def test_batches_without_end_that_bring_nothing_stop(tmp_path):
+    """Where the tally, of all splits, still allows it."""
+    bad_files(tmp_path)
+    names = ["short.png", "short.jpg"]
+    dataset = FileDataset(ImageFiles(tmp_path), names, (16, 16), 3, BadFiles(9))
+    assert list(load_batches(dataset, [[0], [1]], 0)) == []
+    with pytest.raises(ValueError, match="none of the 2 images can be read"):
+        next(load_batches(dataset, itertools.repeat([0]), 0))
 
 
 @pytest.mark.parametrize("total, allowed", [(12, 10), (30, 10), (1000, 10), (1099, 10), (2000, 20)])

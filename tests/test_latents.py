@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from itertools import islice
 
@@ -11,7 +12,7 @@ from helpers import write_images
 from torch.nn.functional import avg_pool2d
 
 from data import latents
-from data.files import write_atomic
+from data.files import make_folder, write_atomic
 from data.images import BadFiles, open_images, to_pixels
 from data.latents import LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
 from data.order import ShuffledOrder
@@ -210,6 +211,13 @@ def test_too_many_unreadable_images_stop(tmp_path, small_shards, pictures):
     with pytest.raises(ValueError, match="of 21 images cannot be read"):
         cached(pictures, tmp_path)
     assert not (tmp_path / latents.MANIFEST).exists()
+
+
+def test_no_readable_training_image_stops(tmp_path, small_shards, pictures):
+    pictures["train"] = Pictures(10, seed=0, bad=set(range(10)))
+    pictures["train"].tally.total = 20  # of both splits together, 10 may be bad
+    with pytest.raises(ValueError, match="none of the training images can be read"):
+        cached(pictures, tmp_path)
 
 
 def test_files_on_disk_are_cached(tmp_path, small_shards):
@@ -481,6 +489,17 @@ def test_write_atomic_replaces_at_the_end(tmp_path):
     write_atomic(str(path), write("new"))
     assert seen == [(path.parent, None), (path.parent, "old")]
     assert content(path.parent) == {"file.txt": b"new"}
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path, monkeypatch):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")  # where it is, it stays
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file.b cannot be made: "):
+        make_folder(tmp_path / "file" / "b")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(ValueError, match="a.b cannot be written to"):
+        make_folder(tmp_path / "a" / "b")
 
 
 @pytest.mark.parametrize("begun", [True, False])

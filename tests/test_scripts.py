@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from helpers import (
     ROOT,
     randomize,
@@ -21,6 +22,7 @@ from helpers import (
 )
 from PIL import Image
 
+from training import options
 from training.checkpoint import fingerprint, save_model
 
 SCHEDULER = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
@@ -288,6 +290,45 @@ def test_empty_data_roots_say_what_to_put_where(tmp_path, script, arguments, mes
     assert done.returncode == 2 and done.stdout.count("tried") == 1, done.stderr
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [
+    "torch.empty(10**15)", "np.empty(10**15)",
+    "raise_(torch.OutOfMemoryError('CUDA out of memory.'))",
+    "raise_(RuntimeError('MPS backend out of memory (MPS allocated: 5.10 GB)'))",
+])  # fmt: skip
+def test_out_of_memory_says_what_needs_less(monkeypatch, capsys, error):
+    def raise_(error):
+        raise error
+
+    places = {"torch": torch, "np": np, "raise_": raise_}
+    with pytest.raises(SystemExit) as end:
+        options.run(lambda args: eval(error, places), None)
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "error: out of memory; a smaller --batch" in lines[0]
+
+
+def test_a_name_in_no_encoding_can_be_printed(tmp_path):
+    code = "from training import options\noptions.run(lambda args: print('caf\\udce9'), None)"
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == "caf\\udce9", done.stderr
+
+
+@pytest.mark.parametrize(("script", "arguments", "blocked"), [
+    ("mnist_diffusion.py", ["--train"], "checkpoints/mnist"),
+    ("mnist_diffusion.py", ["--train"], "fig/mnist"),
+    ("train_encoder.py", ["--data", "pictures", "--size", "16x16"], "checkpoints/discriminator"),
+])  # fmt: skip
+def test_a_run_that_cannot_save_does_not_begin(tmp_path, script, arguments, blocked):
+    write_mnist(tmp_path / "data", train=16)
+    write_images(tmp_path / "pictures", 4)
+    (tmp_path / blocked).parent.mkdir()
+    (tmp_path / blocked).write_text("a file")
+    arguments += ["--device", "cpu"]
+    status, out, err = run_script(script, *arguments, cwd=tmp_path, check=False)
+    assert status == 2 and err.startswith(f"{script}: error: {blocked} cannot be made: ")
+    assert len(err.splitlines()) == 1 and "machine:" not in out
 
 
 def test_programming_errors_keep_their_traceback(tmp_path):

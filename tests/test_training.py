@@ -9,7 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import REAL_DATA, randomize, small_autoencoder, small_unet, write_images, write_mnist
+from helpers import (
+    REAL_DATA,
+    randomize,
+    scheduler,
+    small_autoencoder,
+    small_unet,
+    write_images,
+    write_mnist,
+)
 from torch import nn
 
 import latent_diffusion
@@ -17,6 +25,7 @@ import mnist_diffusion
 import train_encoder
 from data import images
 from data.latents import LatentDataset
+from data.order import ShuffledOrder
 from models.discriminator import (
     DiscriminatorConfig,
     PatchDiscriminator,
@@ -25,7 +34,7 @@ from models.discriminator import (
 )
 from training import options
 from training.checkpoint import checkpoints_in, load_model, load_state, save_model
-from training.denoiser import NUM_BANDS, metrics
+from training.denoiser import NUM_BANDS, DenoiserData, metrics, validate
 from training.ema import EMA
 from training.optimizer import Optimizer, rate_at
 from training.progress import Progress, keep_until, read_metrics
@@ -472,6 +481,43 @@ def test_real_digits_are_learnt(tmp_path, monkeypatch, no_figures):
 )
 def test_default_length_suits_data_and_machine(on_gpu, num_train, epochs):
     assert options.default_epochs((170_000, 1_600_000), on_gpu, num_train) == epochs
+
+
+def test_default_length_counts_only_what_is_shown(tmp_path):
+    """Of 127 images an epoch of batches of 64 shows 64."""
+    args = options.parse_mnist(["--train", "--name", "a"])
+    order = ShuffledOrder(127, 64, 0)
+    run = Run(args, cpu(), None, order, tmp_path / "checkpoints", tmp_path / "fig")
+    assert run.steps * 64 == args.images[0]
+
+
+def test_runs_begun_in_the_same_second_have_their_own_names(monkeypatch):
+    monkeypatch.setattr(options.time, "strftime", lambda form: "20261125-174310")
+    monkeypatch.setattr(options.os, "getpid", iter([7, 8]).__next__)
+    names = [options.parse_mnist(["--train"]).name for _ in range(2)]
+    assert names == ["20261125-174310-7", "20261125-174310-8"]
+
+
+@pytest.mark.parametrize("n", [1, 3, 256])
+def test_all_t_count_alike_in_the_validation_loss(n):
+    """However few validation images there are."""
+    seen = []
+
+    def model(xt, t):
+        seen.append((t, xt))
+        return (t.float() / 1000).sqrt()[:, None, None, None].expand_as(xt)
+
+    images = torch.arange(n).float()[:, None, None, None].expand(n, 1, 2, 2)
+    data = DenoiserData(None, 0, images, None)
+    model.eval, model.train, model.training = lambda: None, lambda mode: None, True
+    loss = validate(model, scheduler(), data, cpu())
+    t, xt = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert len(t) == n * math.ceil(256 / n)
+    assert t.float().mean() == pytest.approx(499.5, abs=1) and len(t.unique()) == len(t)
+    assert loss == pytest.approx(1.5, abs=0.2)  # 1 of the noise, on average t / 1000 of eps_hat
+    again = validate(model, scheduler(), data, cpu())
+    assert again == loss
+    assert torch.equal(xt, torch.cat([part for _, part in seen[len(seen) // 2 :]]))
 
 
 def test_default_size_suits_data_and_machine():

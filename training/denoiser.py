@@ -1,5 +1,6 @@
 """The one denoiser loop: MNIST's pixels and CelebA's latents are both x0 of shape (B, c, h, w)."""
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from training.progress import read_metrics
 from training.run import Run, in_slices, parameters
 
 NUM_BANDS = 10  # of t, in metrics and figures
-NUM_VALID = 256  # validation images behind the validation loss
+NUM_VALID = 256  # validation images behind the validation loss, at most; so many t, at least
 PREVIEW_STEPS, NUM_PREVIEWS = 50, 16
 MAX_GRADIENT = 1.0  # norm from which a gradient is shortened
 
@@ -125,9 +126,13 @@ def metrics(losses, t, importance):
 
 
 def validate(model, scheduler, data, runtime):
-    """Mean loss on data.valid, with the same t (spread over 0 .. T-1) and noise at every call."""
-    x0 = data.valid
-    t = torch.linspace(0, scheduler.num_steps - 1, len(x0)).round().long().to(x0.device)
+    """Mean loss on data.valid, with the same t (spread evenly) and noise at every call.
+
+    Fewer than NUM_VALID images are taken several times, each at other t: so all t count alike.
+    """
+    x0 = data.valid.repeat(math.ceil(NUM_VALID / len(data.valid)), 1, 1, 1)
+    t = (torch.arange(len(x0)) + 0.5) * (scheduler.num_steps / len(x0))
+    t = t.long().to(x0.device)
     eps = picture_noise(range(len(x0)), x0.shape[1:], x0.device)()
     with evaluating(model), runtime.autocast():
         losses = [

@@ -226,7 +226,8 @@ def _compare_colours(sets):
     result = {}
     for name, described in sets.items():
         mean, contrast = described.colours.unbind(dim=2)
-        numbers = [mean.mean(dim=0), mean.std(dim=0), contrast.mean(dim=0)]
+        spread = mean.std(dim=0, correction=min(1, len(mean) - 1))  # 0 for a single image
+        numbers = [mean.mean(dim=0), spread, contrast.mean(dim=0)]
         numbers = [[round(v, 1) for v in part.tolist()] for part in numbers]
         print(f"  {name:<24}" + ";  ".join(" ".join(map(str, part)) for part in numbers))
         result[name] = dict(zip(("mean", "spread", "contrast"), numbers, strict=True))
@@ -263,7 +264,8 @@ def autoencoder_spaces(autoencoder, runtime, stats):
         with runtime.autocast():
             mean = autoencoder.encode(runtime.send(x)).mean
         grid = min(GRID, mean.shape[2]), min(GRID, mean.shape[3])
-        return F.adaptive_avg_pool2d(stats.whiten(mean), grid).flatten(1)
+        # On the CPU: an Apple GPU pools only to sizes that divide the latents'.
+        return F.adaptive_avg_pool2d(stats.whiten(mean).cpu(), grid).flatten(1)
 
     def deepest(x):
         with runtime.autocast():

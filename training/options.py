@@ -5,6 +5,7 @@ No torch here: --help answers at once. A default has one home, this file.
 
 import argparse
 import math
+import os
 import re
 import sys
 import time
@@ -204,7 +205,7 @@ def _training(parser, default):
     _flag(group, "--ema", text, number(0, 1, open_high=True), "DECAY", 0.999)
     text = "seed of all random numbers" + "; picture i of --show has seed N + i" * shows
     _flag(group, "--seed", text, integer(0, 2**31 - 1), "N", 0)
-    text = "checkpoints are NAME_epoch0001.safetensors and so on (default: date and time)"
+    text = "checkpoints are NAME_epoch0001.safetensors and so on (default: date, time and process)"
     _flag(group, "--name", text, run_name, "NAME")
     text = (
         "go on with the newest run, or with that of this .state file, with its settings; a larger "
@@ -350,9 +351,9 @@ def default_size(data, on_gpu):
     return CELEBA_SIZE if data == "celeba" and on_gpu else OTHER_SIZE
 
 
-def default_epochs(images, on_gpu, num_train):
+def default_epochs(images, on_gpu, per_epoch):
     """Epochs for which nobody said them: images = (on a CPU, on a GPU) shown in all."""
-    return max(1, round(images[on_gpu] / num_train))
+    return max(1, round(images[on_gpu] / per_epoch))
 
 
 def data_root(args, facts):
@@ -384,7 +385,8 @@ def _finish(parser, argv, needed_to_show=None):
     elif getattr(args, "train", True):
         _refuse(parser, args.given & ONLY_SHOW, "--train")
         if args.resume is None:
-            args.name = args.name or time.strftime("%Y%m%d-%H%M%S")
+            # Runs that a loop starts in the same second are told apart by their processes.
+            args.name = args.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
             if getattr(args, "encoder", "") is None:
                 parser.error("--train needs --encoder checkpoints/autoencoder/AAA.safetensors")
     else:
@@ -469,8 +471,19 @@ def resumed(args, saved):
     return merged
 
 
+def _out_of_memory(error):
+    """Whether the memory of a GPU (CUDA: OutOfMemoryError; Apple's: RuntimeError) or of the machine
+    (numpy: MemoryError; torch: RuntimeError) does not suffice."""
+    words = "out of memory", "can't allocate memory", "not enough memory"
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in words)
+    )
+
+
 def run(main, args):
     """Call main(args); an error that the project raised for its user is one line, status 2."""
+    if hasattr(sys.stdout, "reconfigure"):  # names of files may be no text in any encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(args)
     except KeyboardInterrupt:
@@ -483,7 +496,7 @@ def run(main, args):
             root,
             *(root / p for p in ("models", "data", "training")),
         )
-        if type(error).__name__ == "OutOfMemoryError":
+        if _out_of_memory(error):
             error = "out of memory; a smaller --batch, --size or --channels needs less"
         elif not (
             isinstance(error, OSError)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from data.files import make_folder
 from training import checkpoint, options
 from training.progress import Progress, fact
 from training.runtime import random_state, set_random_state
@@ -57,13 +58,17 @@ class Run:
 
     parts: {name: something with state_dict and load_state_dict}, all that the state must hold.
     Where args say neither epochs nor steps, args.epochs is set to what suits data and machine.
+    Raises ValueError when the run is already finished, or its files cannot be written.
     """
 
     def __init__(self, args, runtime, state, order, folder, fig):
         if not (args.steps or args.epochs):
-            args.epochs = options.default_epochs(args.images, runtime.on_gpu, order.n)
+            shown = order.steps_per_epoch * order.batch
+            args.epochs = options.default_epochs(args.images, runtime.on_gpu, shown)
         self.runtime = runtime
         self.name, self.folder, self.fig = args.name, Path(folder), Path(fig)
+        make_folder(folder)  # not to lose hours of training for it
+        make_folder(fig)
         self.metrics = self.fig / "metrics.jsonl"
         self.order = order
         self.steps = args.steps or args.epochs * order.steps_per_epoch

@@ -3,7 +3,6 @@
 The same for pixels (MNIST) and latents: only `decode` and the training set differ.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from data.files import make_folder
 from data.images import DAMAGED, to_uint8
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
@@ -135,9 +135,7 @@ def check_out(painter, out):
     if as_grid and out.is_dir():
         raise ValueError(f"--out {out} is a folder; for single pictures name it without an ending")
     folder = out.parent if as_grid else out
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out {out}: {folder} cannot be written to")
+    make_folder(folder)
 
 
 def fill_folder(painter, folder):
