@@ -84,6 +84,7 @@ def train(args):
     runtime.decide_compile(args.compile, run.steps - run.start)
     begin = int(DISC_START * run.steps)
     run.announce(
+        parts,
         data=f"{args.data}, {len(images['train'])} training and {len(images['valid'])} validation "
         f"images of {'x'.join(map(str, args.size))}, {channels} channels",
         network=f"AutoencoderKL, {parameters(model)}",

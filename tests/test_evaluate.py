@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.axes
 import pytest
 import torch
 from helpers import randomize, scheduler, small_autoencoder, small_unet, write_images, write_mnist
@@ -18,6 +19,7 @@ from data.latents import LatentStats
 from models.classifier import Classifier, ClassifierConfig
 from training import evaluate, figures, options
 from training.checkpoint import fingerprint, load_model, save_model
+from training.metrics import gradient_magnitude, ssim
 from training.runtime import Runtime
 from training.seeing import TrainingSet
 from training.show import Painter
@@ -103,6 +105,23 @@ def test_too_few_images_get_a_sentence(capsys):
     assert result["samples"]["precision"] == 1
 
 
+def test_samples_of_half_the_kinds_have_precision_but_half_the_recall():
+    here, there = torch.randn(2, 200, 2)
+    real = torch.cat([here[:100], there[:100] + 100])
+    result = evaluate._compare("space", {"samples": here + 0.01}, real)["samples"]
+    assert result["precision"] > 0.8 and 0.4 < result["recall"] <= 0.5
+
+
+def test_the_figure_of_the_trade_has_recall_to_the_right(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        matplotlib.axes.Axes, "plot", lambda self, x, y, *_, **k: drawn.append((x, y))
+    )
+    monkeypatch.setattr(matplotlib.axes.Axes, "legend", lambda self, **k: None)
+    figures.trade(tmp_path / "trade.png", {"space": [("a", 0.25, 0.75, 3.0)]})
+    assert drawn == [(0.75, 0.25)]
+
+
 def test_too_few_images_are_said_before_the_samples_are_made(digits, capsys, monkeypatch):
     def not_made(painter, folder):
         raise KeyboardInterrupt
@@ -176,14 +195,14 @@ def test_of_equal_settings_the_newest_is_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "trade", lambda path, spaces: drawn.append(spaces["space"]))
     same = {"denoiser_id": "0", "counts": [2, 2, 2], "real": ["a", "b"]}
     for age, folder in ((100, "a"), (200, "b"), (300, "c")):
-        numbers = {"precision": 1, "recall": 1, "frechet": age}
+        numbers = {"precision": 0.25, "recall": 0.75, "frechet": age}
         record = {**same, "label": "equal", "spaces": {"space": {"samples": numbers}}}
         path = tmp_path / folder / "evaluation.jsonl"
         path.parent.mkdir()
         path.write_text(json.dumps(record) + "\n")
         os.utime(path, (1e9 - age, 1e9 - age))
     evaluate._draw_trade(tmp_path / "c", {**record, "label": "other"})
-    assert drawn == [[("equal", 1, 1, 100), ("other", 1, 1, 300)]]
+    assert drawn == [[("equal", 0.25, 0.75, 100), ("other", 0.25, 0.75, 300)]]
 
 
 def test_default_protocol_is_2000_samples_of_50_steps():
@@ -234,6 +253,11 @@ def test_reconstructions_are_measured(tmp_path, monkeypatch, capsys):
     assert record["nats"] == pytest.approx(
         posterior.kl().sum(dim=(1, 2, 3)).mean().item(), rel=1e-4
     )
+    sharpness = [gradient_magnitude(y).mean().item() for y in (x_hat.clamp(-1, 1), x)]
+    assert record["gradient"] == pytest.approx(sharpness[0] / sharpness[1], rel=1e-4)
+    assert record["ssim"] == pytest.approx(ssim(x, x_hat).mean().item(), rel=1e-4)
+    for key, values in (("latent_mean", posterior.mean), ("kl", posterior.kl())):
+        assert record[key] == pytest.approx(values.mean(dim=(0, 2, 3)).tolist(), rel=1e-3)
     std = posterior.mean.double().std(dim=(0, 2, 3), correction=0)
     assert record["latent_std"] == pytest.approx(std.tolist(), rel=1e-4)
     assert record["active"] == int((std**2 > 0.01).sum())

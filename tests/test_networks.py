@@ -87,9 +87,12 @@ def test_encode_and_decode_are_the_strides_apart():
     model = randomize(small_autoencoder())
     posterior = model.encode(torch.randn(2, 3, 16, 32))
     assert posterior.mean.shape == posterior.logvar.shape == (2, 3, 4, 8)
-    assert posterior.moments().shape == (2, 6, 4, 8)
-    x_hat, _ = model(torch.randn(2, 3, 16, 32))
+    assert torch.equal(posterior.moments()[:, :3], posterior.mean)
+    assert torch.equal(posterior.moments()[:, 3:], posterior.logvar)
+    x = torch.randn(2, 3, 16, 32)
+    x_hat, _ = model(x)
     assert x_hat.shape == (2, 3, 16, 32)
+    assert not torch.equal(x_hat, model(x)[0])  # of a draw, while training
 
 
 def test_discriminator_sees_patches():

@@ -29,7 +29,9 @@ def test_unet_is_unet2dmodel(channels, blocks, groups, size):
         want, got = theirs(x, t).sample, ours(x, t)
     assert want.std() > 1e-3
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * want.abs().max().item())
-    theirs.load_state_dict(ours.state_dict())  # and back
+    theirs.load_state_dict(randomize(ours, 1).state_dict())  # and back
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x, t).sample, ours(x, t), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,10 @@ def test_autoencoder_is_autoencoderkl(channels, blocks, groups, z, image, size):
     torch.testing.assert_close(decoded, decoded_theirs, rtol=0, atol=1e-6)
     # The KL divergence is a sum of ours over all latent values.
     torch.testing.assert_close(got.kl().sum(dim=(1, 2, 3)), want.kl(), rtol=1e-5, atol=1e-4)
+    theirs.load_state_dict(randomize(ours, 1).state_dict())  # and back
+    with torch.no_grad():
+        want, got = theirs(x).sample, ours.decode(ours.encode(x).mean)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
 def test_autoencoder_logvar_is_clamped():

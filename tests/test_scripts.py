@@ -22,8 +22,11 @@ from helpers import (
 )
 from PIL import Image
 
+from data.images import to_uint8
+from models.samplers import picture_noise, sample
 from training import options
 from training.checkpoint import fingerprint, save_model
+from training.show import load_denoiser
 
 SCHEDULER = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
 FEW = ("--num-images", 3, "--sampling-steps", 4, "--device", "cpu", "--precision", "fp32")
@@ -113,6 +116,22 @@ def test_show_latents_with_and_without_encoder(trained):
     low = np.asarray(Image.open(trained / "low.jpg").convert("RGB"), dtype=int)
     full = np.asarray(Image.open(trained / "found.png").convert("RGB"), dtype=int)
     assert abs(low - full).mean() > 0.1
+
+
+def test_show_decodes_unwhitened_samples(trained):
+    flags = ("--show", "faces.safetensors", *FEW, "--out", "unwhitened")
+    run_script("latent_diffusion.py", *flags, cwd=trained)
+    model, scheduler, _ = load_denoiser(trained / "faces.safetensors", "latents")
+    z = sample(model, scheduler, picture_noise([0, 1, 2], (3, 4, 8), "cpu"), "ddpm", 4)
+    std, mean = (torch.tensor(v)[:, None, None] for v in ([1.0, 2, 3], [0.1, 0.2, 0.3]))
+    autoencoder = randomize(small_autoencoder(), 1)
+    with torch.no_grad():
+        want, other = (to_uint8(autoencoder.decode(v)).int() for v in (z * std + mean, z))
+    for seed, picture in enumerate(want):
+        path = trained / "unwhitened" / f"seed{seed:06d}.png"
+        got = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).int()
+        assert (got - picture).abs().max() <= 1
+    assert (want - other).abs().max() > 5  # else this shows nothing
 
 
 def test_training_on_pictures_end_to_end(tmp_path):

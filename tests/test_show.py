@@ -44,6 +44,12 @@ def painter(*flags):
     return Painter(args, Runtime(args), model, s, SHAPE, lambda x0: x0)
 
 
+@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 1000), ("ddim", 50), ("dpm++", 20)])
+def test_samplers_take_the_steps_that_readme_says(sampler, steps):
+    args = options.parse_mnist(["--show", "d", *CPU, "--sampler", sampler])
+    assert Painter(args, None, None, scheduler(), SHAPE, None).steps == steps
+
+
 def test_a_folder_is_gone_on_with(digits, tmp_path, capsys):
     digits("--num-images", 4, "--seed", 3, "--out", "out", "--batch", 2)
     paths = sorted((tmp_path / "out").iterdir())

@@ -75,6 +75,15 @@ def test_ema_forgets_the_first_weights_fast():
     assert all(b < a for a, b in zip(left, left[1:], strict=False))
 
 
+def test_ema_has_its_decay_once_it_is_warm():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    ema = EMA(model, 0.75)
+    nn.init.zeros_(model.weight)
+    ema.update(model, 10**6)
+    assert ema.model.weight.item() == pytest.approx(0.75)
+
+
 def test_rate_warms_up_then_falls():
     rates = [rate_at(step, 1000) for step in range(1000)]
     top = rates.index(max(rates))
@@ -92,6 +101,8 @@ def test_gradient_is_clipped_and_its_norm_reported():
     assert norm.item() == pytest.approx(1000)
     assert before - model.weight.item() == pytest.approx(0.05, rel=0.01)  # lr * rate, Adam's unit
     assert model.weight.grad is None
+    mean = optimizer.adamw.state[model.weight]["exp_avg"].item()
+    assert mean == pytest.approx((1 - 0.9) * 1.0, rel=1e-3)  # of the clipped gradient
 
 
 def test_fp16_scales_the_loss_and_keeps_its_scale():
@@ -119,6 +130,8 @@ def test_gan_phases_are_fractions_of_the_run():
         assert not any(trains[: steps // 2]) and all(trains[math.ceil(steps / 2) :])
         assert max(ramps[: int(0.55 * steps)]) == 0
         assert min(ramps[math.ceil(0.651 * steps) :]) == 1 and ramps == tuple(sorted(ramps))
+    for step, share in ((575, 0.25), (600, 0.5), (625, 0.75)):
+        assert train_encoder.gan_phase(step, 1000)[1] == pytest.approx(share)
 
 
 @pytest.mark.parametrize("residual", [1e-3, 10.0])
@@ -150,11 +163,10 @@ def test_psnr_is_per_image_then_averaged():
 
 
 def test_random_flip_mirrors_about_half():
-    x = torch.arange(1000 * 4).view(1000, 1, 1, 4)
-    flipped = (train_encoder.random_flip(x) != x).any(dim=(1, 2, 3))
-    assert 400 < flipped.sum() < 600
-    changed = train_encoder.random_flip(x)
-    assert torch.equal(changed.sum(dim=3), x.sum(dim=3))
+    x = torch.arange(1000 * 12).view(1000, 1, 3, 4)
+    flipped = train_encoder.random_flip(x)
+    same, mirrored = ((flipped == y).all(dim=(1, 2, 3)) for y in (x, x.flip(3)))
+    assert 400 < mirrored.sum() < 600 and (same ^ mirrored).all()
 
 
 def test_reconstruction_uses_the_posterior_mean():
@@ -189,6 +201,14 @@ def test_resuming_drops_the_records_after_the_state(tmp_path):
     keep_until(path, "a", 1)
     assert [r["step"] for r in read_metrics(path, "a")] == [1]
     assert [r["step"] for r in read_metrics(path, "b")] == [1, 2, 3]
+
+
+def test_a_resumed_progress_drops_later_records(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"run": "a", "step": s}) + "\n" for s in (1, 2, 3)))
+    with Progress(path, "a", 1, 4, 8):
+        pass
+    assert [record["step"] for record in read_metrics(path, "a")] == [1]
 
 
 def test_band_sums_sort_losses_by_t():
@@ -524,6 +544,13 @@ def test_default_size_suits_data_and_machine():
     assert options.default_size("celeba", on_gpu=True) == (208, 176)
     for data, on_gpu in (("celeba", False), ("synthetic", True), ("pictures", False)):
         assert options.default_size(data, on_gpu) == (64, 64)
+
+
+@pytest.mark.parametrize("saved", [{"steps": 8, "epochs": None}, {"steps": None, "epochs": 3}])
+def test_more_epochs_prolong_any_run(saved):
+    """README: --train --resume --epochs 40."""
+    args = options.resumed(options.parse_mnist(["--train", "--resume", "--epochs", "40"]), saved)
+    assert (args.steps, args.epochs) == (None, 40)
 
 
 def test_a_state_of_other_networks_is_refused(tmp_path, monkeypatch, no_figures):

@@ -67,6 +67,7 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
     run.restore(parts)
     runtime.decide_compile(args.compile, run.steps - run.start)
     run.announce(
+        parts,
         data=f"{data.num_train} training images, x0 of {tuple(data.valid.shape[1:])}",
         network=f"UNet, {parameters(model)}",
     )
@@ -135,9 +136,10 @@ def validate(model, scheduler, data, runtime):
     t = t.long().to(x0.device)
     eps = picture_noise(range(len(x0)), x0.shape[1:], x0.device)()
     with evaluating(model), runtime.autocast():
+        batches = list(zip(x0.split(64), t.split(64), eps.split(64), strict=True))
         losses = [
-            denoising_loss(model, scheduler, *part)
-            for part in zip(x0.split(64), t.split(64), eps.split(64), strict=True)
+            denoising_loss(model, scheduler, *batch)
+            for batch in tqdm(batches, "validation", unit="batch", delay=1, leave=False)
         ]
     return torch.cat(losses).mean().item()
 

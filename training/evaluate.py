@@ -326,7 +326,7 @@ def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
 def reconstruct(model, runtime, x):
     """Posterior of x (B, C, H, W), and the reconstruction from its mean, float32 on the CPU."""
     x_hat, mean, logvar = [], [], []
-    for part in x.split(16):
+    for part in tqdm(x.split(16), "reconstructing", unit="batch", delay=1, leave=False):
         with torch.no_grad(), runtime.autocast():
             posterior = model.encode(runtime.send(part))
             x_hat.append(model.decode(posterior.mean).float().cpu())

@@ -144,8 +144,13 @@ def parse_latent(argv=None):
 # ---- Groups of flags ----------------------------------------------------------------------------
 
 
-def _flag(group, name, text, type=None, metavar=None, default=None, **more):
-    """Add a flag whose help ends with its default, where it has one."""
+def _flag(group, name, text, type=None, metavar=None, default=None, limits=None, **more):
+    """Add a flag whose help ends with its limits (those of its type) and its default, where it has
+    them."""
+    limits = limits or getattr(type, "limits", None)
+    if limits is not None:
+        text, bracket, rest = text.partition(" (default")
+        text = f"{text}; {limits}{bracket}{rest}"
     if default is not None:
         text += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
         more["default"] = default
@@ -199,9 +204,9 @@ def _training(parser, default):
     _flag(length, "--steps", "training steps in all, instead of --epochs", integer(1, 10**9), "N")
     text = "images per step" + ", or pictures made at a time" * shows
     _flag(group, "--batch", text, integer(1, 65536), "N", default["batch"])
-    text = "peak learning rate, above 0 to 1: warm-up, then cosine"
+    text = "peak learning rate: warm-up, then cosine"
     _flag(group, "--lr", text, number(0, 1, open_low=True), "RATE", default["lr"])
-    text = "decay of the averaged weights, which checkpoints hold, 0 to below 1"
+    text = "decay of the averaged weights, which checkpoints hold"
     _flag(group, "--ema", text, number(0, 1, open_high=True), "DECAY", 0.999)
     text = "seed of all random numbers" + "; picture i of --show has seed N + i" * shows
     _flag(group, "--seed", text, integer(0, 2**31 - 1), "N", 0)
@@ -226,7 +231,7 @@ def _network(parser, title, default):
 
 def _denoiser(parser, default):
     group = _network(parser, "network", default)
-    text = "dropout inside the residual blocks, 0 to below 1"
+    text = "dropout inside the residual blocks"
     _flag(group, "--dropout", text, number(0, 1, open_high=True), "P", 0.0)
     text = "what each t counts in the loss: in proportion to min(SNR, G) / SNR; 0: all t alike"
     _flag(group, "--min-snr", text, number(0, 1e6), "G", default["min_snr"])
@@ -247,11 +252,9 @@ def _showing(parser, default, folder):
         "ddpm: ancestral, adds noise at each step; ddim: adds --eta of it; dpm++: of second order"
     )
     _choice(group, "--sampler", text, SAMPLING, "ddpm")
-    text = (
-        "denoising steps, 1 to the schedule's T, which is 1000 "
-        "(default: T for ddpm, 50 for ddim, 20 for dpm++)"
-    )
-    _flag(group, "--sampling-steps", text, integer(1, 10**6), "N")
+    text = "denoising steps (default: T for ddpm, 50 for ddim, 20 for dpm++)"
+    limits = "1 to the schedule's T, which is 1000"
+    _flag(group, "--sampling-steps", text, integer(1, 10**6), "N", limits=limits)
     text = "noise of --sampler ddim: 0 adds none, 1 as much as ddpm with skipped steps"
     _flag(group, "--eta", text, number(0, 1), "E", 0.0)
     text = (
@@ -300,7 +303,8 @@ def _choice(group, name, text, choices, default="auto"):
 
 
 def integer(low, high, multiple=1):
-    """An argparse type: a whole number in [low, high], divisible by multiple."""
+    """An argparse type: a whole number in [low, high], divisible by multiple. It knows its limits,
+    in words."""
 
     def parse(text):
         if not re.fullmatch(r"[+-]?\d+", text) or not low <= int(text) <= high:
@@ -309,11 +313,14 @@ def integer(low, high, multiple=1):
             raise argparse.ArgumentTypeError(f"{text} is no multiple of {multiple}")
         return int(text)
 
+    parse.limits = f"{low:,} to {high:,}"
     return parse
 
 
 def number(low, high, open_low=False, open_high=False):
-    """An argparse type: a finite number in [low, high], the ends left out where open."""
+    """An argparse type: a finite number in [low, high], the ends left out where open. It knows its
+    limits, in words."""
+    ends = f"{low:g} {'to below' if open_high else 'to'} {high:,g}"
 
     def parse(text):
         try:
@@ -324,10 +331,11 @@ def number(low, high, open_low=False, open_high=False):
             value < high if open_high else value <= high
         )
         if not inside:
-            words = f"{'above' if open_low else 'from'} {low:g} {'to below' if open_high else 'to'}"
-            raise argparse.ArgumentTypeError(f"{text} is no number {words} {high:g}")
+            words = f"{'above' if open_low else 'from'} {ends}"
+            raise argparse.ArgumentTypeError(f"{text} is no number {words}")
         return value
 
+    parse.limits = "above " * open_low + ends
     return parse
 
 

@@ -82,15 +82,22 @@ class Run:
         self.settings, self._state = options.settings(args), state
         self._saved_at, self._stop = time.monotonic(), False
 
-    def announce(self, **facts):
+    def announce(self, parts, **facts):
         """Say what is going to happen, a line per fact."""
         epochs = self.steps / self.order.steps_per_epoch
+        weights = {k: 4 * sum(w.numel() for w in p.parameters()) for k, p in parts.items()
+                   if isinstance(p, torch.nn.Module)}  # fmt: skip
+        each = sum(size for name, size in weights.items() if name != "ema")
+        state = sum(weights.values()) + 2 * each  # AdamW keeps two numbers per weight
+        saves = math.ceil(self.steps / self._save_period)
         facts = {
             **facts,
             "machine": self.runtime,
             "training": f"steps {self.start + 1} to {self.steps} of {self.order.batch} images "
             f"({epochs:.3g} epochs)",
             "files": f"{self.folder / self.name}_epoch*.safetensors, figures in {self.fig}/",
+            "disk": f"about {(saves * each + state) / 1e6:.3g} MB, of which the state that "
+            f"--resume needs is {state / 1e6:.3g}",
         }
         print("\n".join(fact(*item) for item in facts.items()), flush=True)
 
@@ -148,8 +155,12 @@ class Run:
 
     def save_due(self, done):
         """At the ends of epochs, at most 10 times in a run, and at its end."""
+        return done % self._save_period == 0 or done == self.steps
+
+    @property
+    def _save_period(self):
         epochs = math.ceil(math.ceil(self.steps / self.order.steps_per_epoch) / 10)
-        return done % (epochs * self.order.steps_per_epoch) == 0 or done == self.steps
+        return epochs * self.order.steps_per_epoch
 
     def path(self, done, folder=None):
         """Where the checkpoint after this many steps goes."""

@@ -1,0 +1,349 @@
+"""What the scripts make of the parts: what is minimised and at which rate, what is validated on,
+saved, decoded and compared. Against sums made here, because a run always agrees with itself."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import randomize, small_autoencoder, write_images, write_mnist
+
+import latent_diffusion
+import mnist_diffusion
+import train_encoder
+from data import images
+from data.images import mnist, open_images, to_pixels
+from data.latents import LatentDataset
+from models.discriminator import (
+    DiscriminatorConfig,
+    PatchDiscriminator,
+    with_low_frequencies,
+)
+from training import denoiser, options
+from training.checkpoint import load_model, load_state, save_model
+from training.ema import EMA
+from training.optimizer import Optimizer, rate_at
+from training.progress import Progress, read_metrics
+from training.run import Run
+from training.runtime import Runtime
+
+CPU = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]
+STEPS = 10
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, no_figures):
+    """Work in a folder with MNIST in data/ and pictures/, of which two are for validation."""
+    write_mnist(tmp_path / "data", train=40, test=30)
+    write_images(tmp_path / "pictures", 40, (16, 16))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def digits(*flags):
+    """A run of STEPS steps, named a."""
+    common = ["--train", "--batch", 8, "--channels", 8, "--steps", STEPS, "--name", "a", *CPU]
+    mnist_diffusion.main(options.parse_mnist([str(flag) for flag in (*common, *flags)]))
+
+
+def encoder(*flags):
+    """The same of an autoencoder, on the pictures."""
+    common = ["--data", "pictures", "--size", "16x16", "--batch", 4, "--channels", 8]
+    common += ["--steps", STEPS, "--name", "a", *CPU]
+    train_encoder.main(options.parse_encoder([str(flag) for flag in (*common, *flags)]))
+
+
+def latent(*flags):
+    """The same of a denoiser of latents, by an autoencoder that was not trained."""
+    facts = {"data": "pictures", "data_root": "data", "size": [16, 16]}
+    save_model("checkpoints/autoencoder/a.safetensors", untrained(), facts)
+    common = ["--train", "--encoder", "checkpoints/autoencoder/a.safetensors", "--batch", 4]
+    common += ["--channels", 8, "--steps", STEPS, "--name", "a", *CPU]
+    latent_diffusion.main(options.parse_latent([str(flag) for flag in (*common, *flags)]))
+
+
+RECIPES = {"mnist": digits, "autoencoder": encoder, "denoiser": latent}
+
+
+def newest(kind):
+    """The checkpoint of a run's last epoch."""
+    return max(Path("checkpoints", kind).glob("a_epoch*.safetensors"))
+
+
+def untrained():
+    """An autoencoder whose pictures depend on its latents by far more than by rounding."""
+    model = randomize(small_autoencoder())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3)
+    return model
+
+
+def runtime():
+    return Runtime(SimpleNamespace(device="cpu", precision="fp32"))
+
+
+@pytest.fixture
+def optimized(monkeypatch):
+    """(loss, rate) of each call of Optimizer.step."""
+    seen, step = [], Optimizer.step
+
+    def spy(self, loss, rate):
+        seen.append((loss.item(), rate))
+        return step(self, loss, rate)
+
+    monkeypatch.setattr(Optimizer, "step", spy)
+    return seen
+
+
+# ---- What is minimised --------------------------------------------------------------------------
+
+
+def test_the_autoencoder_minimises_l2_kl_and_gan(folder, monkeypatch, optimized):
+    """l2 + W KL + V GAN at the run's rate, and the discriminator's hinge loss at the full rate."""
+    monkeypatch.setattr(train_encoder, "adaptive_gan_loss", lambda *args: (5.0, {}))
+
+    def satisfied(judge, x, x_hat, runtime):
+        nothing = 0 * judge(x)
+        return nothing + 3, nothing - 2  # original, fake: the other way round the hinge loss is 7/2
+
+    monkeypatch.setattr(train_encoder, "judge_both", satisfied)
+    encoder("--kl-weight", 0.5, "--gan-weight", 2)
+    losses, rates = [], []
+    for step, record in enumerate(read_metrics("fig/autoencoder/metrics.jsonl", "a")):
+        assert record["step"] == step + 1
+        losses.append(record["loss_rec"] + 0.5 * record["loss_kl"] + 5 * record["gan_weight"])
+        rates.append(rate_at(step, STEPS))
+        if step >= STEPS / 2:
+            losses.append(0.0)
+            rates.append(1.0)
+    assert len(losses) == STEPS * 1.5 and record["gan_weight"] == 2
+    assert [loss for loss, _ in optimized] == pytest.approx(losses, rel=1e-5)
+    assert [rate for _, rate in optimized] == pytest.approx(rates)
+
+
+def test_the_discriminator_judges_detail():
+    disc = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)))
+    x, x_hat = torch.randn(2, 2, 3, 32, 32)
+    with torch.no_grad():
+        real, fake = train_encoder.judge_both(disc, x, x_hat, runtime())
+        torch.testing.assert_close(real, disc(x))
+        torch.testing.assert_close(fake, disc(with_low_frequencies(x_hat, x)))
+        assert (fake - disc(x_hat)).abs().max() > 1e-3
+
+
+def test_an_autoencoder_learns(folder, monkeypatch):
+    """More than the mean picture, for which no latents are needed."""
+    monkeypatch.setattr(images, "NUM_SYNTHETIC", 200)
+    flags = ["--data", "synthetic", "--batch", 8, "--channels", 16, "--steps", 160, "--lr", 3e-3]
+    encoder(*flags, "--gan-weight", 0)
+    records = read_metrics("fig/autoencoder/metrics.jsonl", "a")
+    x = to_pixels(torch.stack([x for _, x in open_images("synthetic", None, (16, 16))["train"]]))
+    mean_picture = (x - x.mean(dim=0)).square().mean().item()
+    assert sum(record["loss_rec"] for record in records[-10:]) / 10 < 0.8 * mean_picture
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_pictures_are_mirrored_unless_told_otherwise(folder, monkeypatch, flip):
+    seen = []
+    monkeypatch.setattr(train_encoder, "random_flip", lambda x: seen.append(len(x)) or x)
+    encoder("--gan-weight", 0, *["--no-flip"][flip:])
+    assert seen == [4] * STEPS * flip
+
+
+@pytest.mark.parametrize("kind", ["mnist", "denoiser"])
+def test_the_denoiser_takes_its_flags(folder, monkeypatch, optimized, kind):
+    made = []
+
+    class Objective(denoiser.Objective):
+        def __init__(self, scheduler, density, gamma, device):
+            made.append((density, gamma))
+            super().__init__(scheduler, density, gamma, device)
+
+    monkeypatch.setattr(denoiser, "Objective", Objective)
+    density = {"mnist": "uniform", "denoiser": "lognormal"}[kind]  # not the default
+    RECIPES[kind]("--dropout", 0.3, "--min-snr", 2, "--t-density", density)
+    assert made == [(density, 2.0)]
+    model, facts = load_model(newest(kind), "UNet")
+    assert model.config.dropout == 0.3
+    assert [rate for _, rate in optimized] == [rate_at(step, STEPS) for step in range(STEPS)]
+    schedule = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    assert facts["scheduler"] == {**schedule, "clip_x0": kind == "mnist"}
+
+
+def test_training_goes_on_after_a_validation():
+    """With dropout, which a network in eval mode has not."""
+    model = randomize(small_autoencoder()).train()
+    with denoiser.evaluating(model):
+        assert not model.training and not torch.is_grad_enabled()
+    assert model.training and torch.is_grad_enabled()
+
+
+def test_the_loss_of_a_band_is_the_mean_of_its_losses(folder, monkeypatch):
+    added, add = [], Progress.add
+
+    def spy(self, **values):
+        added.append(values)
+        add(self, **values)
+
+    monkeypatch.setattr(Progress, "add", spy)
+    digits()
+    records = read_metrics("fig/mnist/metrics.jsonl", "a")
+    assert len(records) == len(added) == STEPS
+    for record, values in zip(records, added, strict=True):
+        pairs = zip(values["band_sum"].tolist(), values["band_count"].tolist(), strict=True)
+        want = [total / count if count else None for total, count in pairs]
+        assert record["band_loss"] == pytest.approx(want)
+        assert any(mean not in (None, 1) for mean in want)
+
+
+# ---- What is averaged and saved -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_checkpoints_hold_the_average(folder, monkeypatch, kind):
+    seen, update = [], EMA.update
+
+    def spy(self, model, updates):
+        seen.append((self.decay, updates))
+        update(self, model, updates)
+
+    monkeypatch.setattr(EMA, "update", spy)
+    RECIPES[kind]("--ema", 0.5)
+    assert seen == [(0.5, step) for step in range(STEPS)]
+    saved = load_model(newest(kind), {"autoencoder": "AutoencoderKL"}.get(kind, "UNet"))[0]
+    saved = saved.state_dict()
+    state = load_state(f"checkpoints/{kind}/a.state")
+    assert all(torch.equal(saved[name], weights) for name, weights in state["ema"].items())
+    assert not all(torch.equal(saved[name], weights) for name, weights in state["model"].items())
+
+
+def test_a_run_says_what_its_files_will_take(folder, capsys):
+    """Within a tenth, as the tensors outweigh all else."""
+    digits("--channels", 16)
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("disk:")]
+    total, state = (float(word) for word in line.split() if word[0].isdigit())
+    files = [p.stat().st_size / 1e6 for p in Path("checkpoints/mnist").iterdir()]
+    assert total == pytest.approx(sum(files), rel=0.1) and len(files) == 3
+    assert state == pytest.approx(max(files), rel=0.1)
+
+
+def test_a_state_is_kept_every_ten_minutes(folder, monkeypatch):
+    """Also between two checkpoints; and not at every step from then on."""
+    saved, save, now = [], Run.save_state, iter(range(0, 10**6, 250))
+
+    def spy(self, parts, done):
+        saved.append(done)
+        save(self, parts, done)
+
+    monkeypatch.setattr(Run, "save_state", spy)
+    clock = SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr("training.run.time", clock)
+    write_mnist(folder / "data", train=400)  # all steps within one epoch
+    digits()
+    # 250 s from one look at the clock to the next: over 600 s have gone at every third.
+    assert saved == [3, 6, 9, 10]
+
+
+# ---- What is validated on, decoded, compared ----------------------------------------------------
+
+
+@pytest.fixture
+def handed(monkeypatch):
+    """The DenoiserData that a script hands to its training, which does not take place."""
+    found = []
+    monkeypatch.setattr(denoiser, "train", lambda *args: found.append(args[5]))
+    return found
+
+
+def test_digits_are_validated_on_the_test_set(folder, monkeypatch, handed):
+    monkeypatch.setattr(denoiser, "NUM_VALID", 20)
+    digits()
+    (data,) = handed
+    assert torch.equal(data.valid, to_pixels(mnist("data", "test")[:20]))
+    train = to_pixels(mnist("data", "train"))
+    assert data.num_train == len(train)
+    assert torch.equal(data.draw(torch.tensor([3, 1])), train[[3, 1]])
+    assert torch.equal(data.decode(data.valid), data.valid)
+
+
+def test_latents_are_validated_on_held_out_images_and_decoded_unwhitened(folder, handed):
+    latent()
+    (data,) = handed
+    autoencoder = untrained()
+    (cache,) = Path("encoded_img").iterdir()
+    train, valid = (LatentDataset(cache, split) for split in ("train", "valid"))
+    splits = open_images("pictures", None, (16, 16))
+    assert data.num_train == len(train) == len(splits["train"])
+    assert len(data.valid) == len(valid) == len(splits["valid"])
+    assert torch.equal(
+        data.valid, valid.draw(range(len(valid)), generator=torch.Generator().manual_seed(0))
+    )
+    for split, cached in (("train", train), ("valid", valid)):  # what is cached is the posterior
+        x = to_pixels(torch.stack([image for _, image in splits[split]]))
+        with torch.no_grad():
+            posterior = autoencoder.encode(x)
+        moments = torch.cat([posterior.mean, posterior.logvar], dim=1)
+        torch.testing.assert_close(cached.moments(range(len(x))).float(), moments,
+                                   rtol=1e-2, atol=1e-3)  # fmt: skip
+    torch.manual_seed(0)
+    drawn = data.draw(torch.arange(5))
+    torch.manual_seed(0)
+    assert torch.equal(drawn, train.draw(range(5)))
+    z = torch.randn(2, 3, 4, 4)
+    std, mean = (torch.tensor(v)[:, None, None] for v in (train.stats.std, train.stats.mean))
+    with torch.no_grad():
+        want = autoencoder.decode(z * std + mean)
+        torch.testing.assert_close(data.decode(z), want)
+        assert (want - autoencoder.decode(z)).abs().max() > 1e-2  # else this shows nothing
+
+
+def test_autoencoders_are_validated_on_held_out_images(folder, monkeypatch):
+    seen, validate = [], train_encoder.validate
+    monkeypatch.setattr(
+        train_encoder, "validate", lambda *a, **models: seen.append(a[1]) or validate(*a, **models)
+    )
+    encoder("--gan-weight", 0)
+    held_out = open_images("pictures", None, (16, 16))["valid"]
+    assert torch.equal(seen[0], to_pixels(torch.stack([image for _, image in held_out])))
+
+
+def compared(monkeypatch):
+    """The arguments of evaluate_denoiser in --evaluate of the newest denoiser."""
+    calls = []
+    monkeypatch.setattr(latent_diffusion, "evaluate_denoiser", lambda *args: calls.append(args))
+    flags = ["--evaluate", str(newest("denoiser")), *CPU[:-2]]
+    latent_diffusion.main(options.parse_latent(flags))
+    return calls[0]
+
+
+def test_faces_are_compared_with_images_that_were_not_trained_on(folder, monkeypatch):
+    latent()
+    painter, test, train, _, to_x0, training_set, reconstruct = compared(monkeypatch)
+    splits = open_images("pictures", None, (16, 16))
+    assert (test.name, test.size) == ("pictures's validation images", len(splits["valid"]))
+    assert (train.name, train.size) == ("pictures's training images", len(splits["train"]))
+    (images,) = test.batches(test.size)
+    known = {tuple(image.flatten().tolist()) for _, image in splits["valid"]}
+    assert {tuple(image.flatten().tolist()) for image in images} == known
+    # Distances to training images are between whitened means, of samples and of the cache alike.
+    x = to_pixels(torch.stack([splits["train"][i][1] for i in range(3)]))
+    with torch.no_grad():
+        torch.testing.assert_close(to_x0(x), training_set.x0(range(3)), rtol=1e-2, atol=1e-2)
+        autoencoder = untrained()
+        stats = LatentDataset(next(Path("encoded_img").iterdir()), "train").stats
+        z = torch.randn(2, 3, 4, 4)
+        torch.testing.assert_close(painter.to_images(z), autoencoder.decode(stats.unwhiten(z)))
+        torch.testing.assert_close(reconstruct(x), autoencoder.decode(autoencoder.encode(x).mean))
+    assert not painter.scheduler.config.clip_x0
+
+
+def test_celeba_is_compared_with_its_test_split(folder, monkeypatch):
+    pictures = write_images(folder / "celeba" / "img_align_celeba", 9, (16, 16))
+    numbers = [1, 2, 3, 4, 162_771, 162_772, 182_638, 182_639, 182_640]
+    for i, number in enumerate(numbers):
+        (pictures / f"{i:02d}.png").rename(pictures / f"{number:06d}.png")
+    latent("--data", "celeba", "--data-root", ".")
+    _, test, train, *_ = compared(monkeypatch)
+    assert (test.name, test.size) == ("celeba's test images", 3)
+    assert (train.name, train.size) == ("celeba's training images", 4)
