@@ -22,7 +22,7 @@ from models.blocks import check_divides
 from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.evaluate import autoencoder_spaces, dataset_images, evaluate_denoiser
-from training.progress import fact
+from training.progress import fact, file_size
 from training.run import in_slices, resume, same_data
 from training.runtime import Runtime
 from training.seeing import TrainingSet
@@ -98,9 +98,9 @@ def cached_latents(args, state, runtime, autoencoder, trained_on):
     folder = Path("encoded_img") / args.data_id
     shape = (autoencoder.config.latent_channels, *(n // autoencoder.stride for n in args.size))
     if not (folder / MANIFEST).is_file():
-        size = cache_bytes(images, shape, args.mirror) / 1e9
+        size = file_size(cache_bytes(images, shape, args.mirror))
         count = (1 + args.mirror) * len(images["train"]) + len(images["valid"])
-        what = f"encoding {count} images of {args.data} into {folder}: {size:.3g} GB"
+        what = f"encoding {count} images of {args.data} into {folder}: {size}"
         print(fact("latents", what), flush=True)
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """What the scripts make of the parts: what is minimised and at which rate, what is validated on,
 saved, decoded and compared. Against sums made here, because a run always agrees with itself."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -222,7 +223,7 @@ def test_a_run_says_what_its_files_will_take(folder, capsys):
     """Within a tenth, as the tensors outweigh all else."""
     digits("--channels", 16)
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("disk:")]
-    total, state = (float(word) for word in line.split() if word[0].isdigit())
+    total, state = (float(number) for number in re.findall(r"([\d.]+) MB", line))
     files = [p.stat().st_size / 1e6 for p in Path("checkpoints/mnist").iterdir()]
     assert total == pytest.approx(sum(files), rel=0.1) and len(files) == 3
     assert state == pytest.approx(max(files), rel=0.1)

@@ -146,7 +146,7 @@ def test_training_on_pictures_end_to_end(tmp_path):
     encoder = ("--encoder", "checkpoints/autoencoder/t_epoch0001.safetensors")
     train = ("--train", *encoder, *tiny, "--blocks", 1)
     _, stdout, _ = run_script("latent_diffusion.py", *train, cwd=tmp_path)
-    assert "encoding 8 images of pictures" in stdout and "GB" in stdout
+    assert "encoding 8 images of pictures" in stdout and " MB" in stdout
     show = ("--show", "checkpoints/denoiser/t_epoch0001.safetensors", *encoder, *FEW)
     run_script("latent_diffusion.py", *show, cwd=tmp_path)
     run_script("latent_diffusion.py", *show, "--neighbours", "--sampler", "dpm++", cwd=tmp_path)

@@ -112,6 +112,11 @@ def duration(seconds):
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
+def file_size(size):
+    """Bytes as a person says them."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
 def _parse(line):
     try:
         return json.loads(line)

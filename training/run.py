@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data.files import make_folder
 from training import checkpoint, options
-from training.progress import Progress, fact
+from training.progress import Progress, fact, file_size
 from training.runtime import random_state, set_random_state
 
 STATE_EVERY = 600  # seconds between states, so that a power failure costs at most that much
@@ -96,8 +96,8 @@ class Run:
             "training": f"steps {self.start + 1} to {self.steps} of {self.order.batch} images "
             f"({epochs:.3g} epochs)",
             "files": f"{self.folder / self.name}_epoch*.safetensors, figures in {self.fig}/",
-            "disk": f"about {(saves * each + state) / 1e6:.3g} MB, of which the state that "
-            f"--resume needs is {state / 1e6:.3g}",
+            "disk": f"about {file_size(saves * each + state)}, of which the state that --resume "
+            f"needs is {file_size(state)}",
         }
         print("\n".join(fact(*item) for item in facts.items()), flush=True)
 
