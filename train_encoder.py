@@ -97,10 +97,11 @@ def train(args):
     facts = {"data": args.data, "data_root": args.data_root, "size": args.size, "run": run.name}
 
     forward, judge = runtime.compiled(model), runtime.compiled(disc)
-    wanted = order.since(run.start)
+    wanted = order.since(run.start + run.skipped)
     batches = load_batches(images["train"], wanted, runtime.workers, pin_memory=runtime.on_gpu)
     with run.progress() as progress, closing(batches):
-        for step, (pixels, _) in zip(range(run.start, run.steps), batches, strict=False):
+        for step, (pixels, indices) in zip(range(run.start, run.steps), batches, strict=False):
+            run.find_in_order(step, indices[0])
             pixels = runtime.send(pixels)
             x = to_pixels(pixels if args.no_flip else random_flip(pixels))
             rate = rate_at(step, run.steps)

@@ -352,6 +352,30 @@ def test_encoder_and_denoiser_resume_to_the_bit(tmp_path, monkeypatch):
     assert read_metrics("fig/denoiser/metrics.jsonl", "parts")[-1]["step"] == 14
 
 
+def test_damaged_images_do_not_shift_a_resumed_run(tmp_path, monkeypatch, no_figures):
+    """A batch of which nothing can be read is left out, by the whole run and by its parts alike."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "pictures", 8, (16, 16))
+    for name in ("01.png", "05.png"):  # their headers can be read
+        whole = (tmp_path / "pictures" / name).read_bytes()
+        (tmp_path / "pictures" / name).write_bytes(whole[: len(whole) // 2])
+    flags = ["--data", "pictures", "--size", "16x16", "--gan-weight", "0", "--batch", "1"]
+    flags += ["--channels", "8", "--steps", "14", *CPU]
+    train_encoder.main(options.parse_encoder([*flags, "--name", "whole"]))
+    assert load_state("checkpoints/autoencoder/whole.state")["skipped"] >= 3  # two in each epoch
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=9)
+        with pytest.raises(KeyboardInterrupt):
+            train_encoder.main(options.parse_encoder([*flags, "--name", "parts"]))
+    assert load_state("checkpoints/autoencoder/parts.state")["skipped"] >= 2
+    train_encoder.main(options.parse_encoder(["--resume", *CPU]))
+    whole, parts = (
+        [r["loss_rec"] for r in read_metrics("fig/autoencoder/metrics.jsonl", name)]
+        for name in ("whole", "parts")
+    )
+    assert whole == parts and len(whole) == 14
+
+
 def test_drawn_faces_go_the_whole_way(tmp_path, monkeypatch):
     """--data synthetic, as in make demo: trained on, cached, denoised."""
     monkeypatch.chdir(tmp_path)

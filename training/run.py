@@ -73,6 +73,7 @@ class Run:
         self.order = order
         self.steps = args.steps or args.epochs * order.steps_per_epoch
         self.start = state["step"] if state else 0
+        self.skipped = state.get("skipped", 0) if state else 0  # batches, none of it readable
         if self.start >= self.steps:
             raise ValueError(
                 f"the run {self.name} has done its {self.start} steps; "
@@ -137,6 +138,11 @@ class Run:
         self._stop = True
         tqdm.write("stopping after this step; once more to stop at once, without saving")
 
+    def find_in_order(self, step, index):
+        """Count the batches left out before this step's, which holds the image of that index."""
+        while index not in self.order.indices(step + self.skipped):
+            self.skipped += 1
+
     def epoch(self, done):
         """Epochs begun after this many steps."""
         return math.ceil(done / self.order.steps_per_epoch)
@@ -185,6 +191,7 @@ class Run:
         tree |= {
             "folder": self.folder.as_posix(),
             "step": done,
+            "skipped": self.skipped,
             "settings": self.settings,
             "configs": _configs(parts),
             "random": random_state(self.runtime.device),
