@@ -1,4 +1,5 @@
-"""Step 1: a KL autoencoder with an l2 + KL + patch-GAN loss (Rombach et al. 2022, section 3.1).
+"""Step 1: a KL autoencoder with an l2 + KL + patch-GAN loss (after Rombach et al. 2022, section
+3.1, without the perceptual loss, which needs a pretrained network).
 
 python3 train_encoder.py
 python3 train_encoder.py --evaluate checkpoints/autoencoder/AAA.safetensors
@@ -37,8 +38,8 @@ from training.run import Run, parameters, resume, same_data
 from training.runtime import Runtime
 
 # By fractions of the run, so that a short one passes through everything, and a prolonged one too:
-# the discriminator begins at DISC_START, is trained alone for DISC_ALONE, then the weight of the
-# GAN term rises from 0 to 1 over GAN_RAMP.
+# the discriminator begins at DISC_START; for DISC_ALONE the autoencoder goes on as if it were not
+# there, then the share of the GAN term's weight rises from 0 to 1 over GAN_RAMP.
 DISC_START, DISC_ALONE, GAN_RAMP = 0.5, 0.05, 0.1
 MAX_GRADIENT = 1.0  # norm from which a gradient is shortened
 NUM_SHOWN = 8  # images in the figures
@@ -164,7 +165,7 @@ def networks(args, image_channels):
     c = args.channels
     widths, groups = (c, 2 * c, 4 * c), norm_groups(c)
     config = AutoencoderConfig(image_channels, args.latent_channels, widths, args.blocks, groups)
-    layers = 3 if min(args.size) >= 128 else 2  # a logit sees 70 pixels squared, or 34
+    layers = 3 if min(args.size) >= 128 else 2  # a logit sees 70x70 pixels, or 34x34
     return AutoencoderKL(config), PatchDiscriminator(
         DiscriminatorConfig(image_channels, 2 * c, layers)
     )

@@ -154,7 +154,7 @@ def _write_manifest(folder, shards, about):
 
 
 class LatentDataset:
-    """One split of a finished cache, mapped into memory, not read: size is no matter of RAM.
+    """One split of a finished cache, mapped into memory, not read: it may be larger than that.
 
     stats: LatentStats of the training set. Raises ValueError when a file is missing or damaged.
     """

@@ -1,7 +1,8 @@
-"""The KL autoencoder (Rombach et al. 2022, section 3.1): images to a small Gaussian and back.
+"""The KL autoencoder (Rombach et al. 2022, section 3.1): from images to a Gaussian over latents z
+that are smaller, and back.
 
 Same structure and state-dict keys as diffusers' attention-free AutoencoderKL.
-B: batch, C: image channels, H, W: image size, z: latent channels, h = H / stride, w = W / stride.
+B: batch, C: image channels, H, W: image size, c: latent channels, h = H / stride, w = W / stride.
 """
 
 from dataclasses import dataclass
@@ -32,26 +33,26 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """N(mean, exp(logvar)) with independent entries; mean, logvar: (B, z, h, w)."""
+    """N(mean, exp(logvar)) with independent entries; mean, logvar: (B, c, h, w)."""
 
     mean: torch.Tensor
     logvar: torch.Tensor
 
     def sample(self):
-        """One draw, (B, z, h, w), by the reparameterisation of Kingma & Welling 2014, eq. 10."""
+        """One draw, (B, c, h, w), by the reparameterisation of Kingma & Welling 2014, eq. 10."""
         return self.mean + (0.5 * self.logvar).exp() * torch.randn_like(self.mean)
 
     def kl(self):
-        """KL divergence from N(0, 1) in nats, per latent value: (B, z, h, w)."""
+        """KL divergence from N(0, 1) in nats, per latent value: (B, c, h, w)."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
 
     def moments(self):
-        """Mean and logvar along the channels: (B, 2z, h, w)."""
+        """Mean and logvar along the channels: (B, 2c, h, w)."""
         return torch.cat([self.mean, self.logvar], dim=1)
 
 
 class Encoder(nn.Module):
-    """(B, C, H, W) -> (B, 2z, h, w)."""
+    """(B, C, H, W) -> (B, 2c, h, w)."""
 
     def __init__(self, config):
         super().__init__()
@@ -78,7 +79,7 @@ class Encoder(nn.Module):
         # fmt: off
         h = self.conv_in(x)                                         # (B, c0, H, W)
         for stage in self.down_blocks:
-            h = stage(h)                                            # level i: (B, ci, H/2^i, W/2^i)
+            h = stage(h)                                            # level i: (B, ci, H/2^(i+1), ..)
         return self.mid_block(h)                                    # (B, c_last, h, w)
         # fmt: on
 
@@ -87,7 +88,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, z, h, w) -> (B, C, H, W); not bounded, displaying clamps."""
+    """(B, c, h, w) -> (B, C, H, W); not bounded, displaying clamps."""
 
     def __init__(self, config):
         super().__init__()
@@ -131,7 +132,7 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(z, z, 1)
 
     def encode(self, x):
-        """x: (B, C, H, W) in [-1, 1] -> DiagonalGaussian over (B, z, h, w), float32.
+        """x: (B, C, H, W) in [-1, 1] -> DiagonalGaussian over (B, c, h, w), float32.
 
         logvar is clamped to [-30, 20]. Raises ValueError when stride does not divide H and W.
         """
@@ -140,7 +141,7 @@ class AutoencoderKL(nn.Module):
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def decode(self, z):
-        """z: (B, z, h, w), on the autoencoder's own scale -> (B, C, H, W), about [-1, 1]."""
+        """z: (B, c, h, w), on the autoencoder's own scale -> (B, C, H, W), about [-1, 1]."""
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, x):

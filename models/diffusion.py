@@ -41,9 +41,9 @@ class Objective:
 
 
 def min_snr_weights(scheduler, gamma):
-    """What each t's loss counts, (T,) float32 of mean 1: in proportion to min(SNR, gamma) / SNR.
+    """How much each t's loss counts, (T,) float32 of mean 1.
 
-    SNR = alpha_bar / (1 - alpha_bar). Detail that nobody sees, at small t, then takes less of the
+    In proportion to min(SNR, gamma) / SNR, where SNR = alpha_bar / (1 - alpha_bar). Detail that nobody sees, at small t, then takes less of the
     network's effort. Hang et al. 2023 (arXiv:2303.09556), section 3.4, for epsilon prediction.
     gamma = 0: all t alike, as in Ho et al. 2020.
     """
@@ -57,10 +57,11 @@ def min_snr_weights(scheduler, gamma):
 def timestep_density(scheduler, name):
     """Probability of drawing each t in training, (T,) float64 of sum 1.
 
-    "uniform": Ho et al. 2020. "lognormal": SHARE of the draws fall where there is most to learn,
-    with the logarithm of noise to signal, sqrt((1 - alpha_bar) / alpha_bar), from a normal
-    distribution (after Karras et al. 2022, arXiv:2206.00364, section 5; mean and width found by
-    experiment); the others are uniform, so that no t is rare. Raises ValueError for another name.
+    "uniform": Ho et al. 2020. "lognormal": in SHARE of the draws the logarithm of noise to signal,
+    log(sqrt((1 - alpha_bar) / alpha_bar)), is normal with LOG_MEAN and LOG_STD (after Karras et al.
+    2022, arXiv:2206.00364, section 5, whose sigma that ratio is; the numbers were found by
+    experiment), because there is most to learn there; the others are uniform, so that no t is rare.
+    Raises ValueError for another name.
     """
     uniform = torch.full((scheduler.num_steps,), 1 / scheduler.num_steps, dtype=torch.float64)
     if name not in ("uniform", "lognormal"):

@@ -1,4 +1,4 @@
-"""The patch discriminator and its two losses (Isola et al. 2017; Esser et al. 2021)."""
+"""The patch discriminator and the GAN's two losses (Isola et al. 2017; Esser et al. 2021)."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,8 @@ BLOCK = 4  # pixels: what is finer than such blocks is detail
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """channels: width of the first of `layers` stride-2 convolutions; each next one doubles."""
+    """channels: width of the first of `layers` stride-2 convolutions; each next one has
+    twice as many, up to 8 times the first."""
 
     image_channels: int
     channels: int
@@ -48,21 +49,21 @@ class PatchDiscriminator(nn.Module):
 def with_low_frequencies(x_hat, x):
     """x_hat with x's low frequencies in place of its own; (B, C, H, W), BLOCK divides H and W.
 
-    The means over blocks stand for them, smoothly enlarged: a shift of a whole channel goes to
-    zero, a slow wave all but for a part. A discriminator that is shown x and this tells them apart
-    by detail, and its gradient at x_hat is free of shifts in colour and brightness. Those, the same
-    in all pixels, would outweigh l2's gradient in the decoder's weights, and they are right in the
-    latents already.
+    Low frequencies are the means over blocks, enlarged bilinearly. Where x_hat differs from x by a
+    constant per channel, nothing of the difference is left; of a slow wave, little. So a
+    discriminator that is shown x and this can tell them apart by detail only, and its gradient at
+    x_hat is free of shifts in colour and brightness. All pixels would want such a shift alike, so
+    in the decoder's weights it would outweigh l2's gradient, though l2 alone gets colours right.
     """
     difference = F.avg_pool2d(x - x_hat, BLOCK)
     return x_hat + F.interpolate(difference, scale_factor=BLOCK, mode="bilinear")
 
 
 def generator_loss(fake_logits):
-    """-D(x_hat), mean per patch logit."""
+    """-D(x_hat), mean over the patches' logits."""
     return -fake_logits.mean()
 
 
 def discriminator_loss(real_logits, fake_logits):
-    """Hinge loss, mean per patch logit (Lim & Ye 2017, arXiv:1705.02894)."""
+    """Hinge loss, mean over the patches' logits (Lim & Ye 2017, arXiv:1705.02894)."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())

@@ -5,6 +5,9 @@ being the end, where alpha_bar is 1 (DDPMScheduler.timesteps); noise: a function
 next standard normal (B, C, H, W) at each call. on_step(t, xt, eps_hat) is called after each call
 of the network. What they return, (B, C, H, W), belongs to the last t_prev. Nothing of a step is
 kept but what the next one needs.
+
+alpha_bar is Song et al.'s alpha; its square root and that of 1 - alpha_bar are Lu et al.'s alpha
+and sigma. t_prev is the t that comes next in sampling; *_last is what the step before had.
 """
 
 import math
@@ -32,7 +35,8 @@ def ddpm(model, scheduler, x, timesteps, noise, sigma_scale=1.0, on_step=None):
 def ddim(model, scheduler, x, timesteps, noise, eta=0.0, sigma_scale=1.0, on_step=None):
     """Song et al. 2021 (arXiv:2010.02502), eq. 12 with sigma of eq. 16; eta in [0, 1].
 
-    eta = 0 follows the probability-flow ODE and draws no noise; eta = 1 is ancestral. sigma_scale
+    eta = 0 follows the probability-flow ODE (their section 4.3) and draws no noise; eta = 1 is
+    ancestral. sigma_scale
     is a factor on the noise that is added. Where the scheduler clips x0_hat, eps is that of the
     clipped one, so that both still make up xt.
     """

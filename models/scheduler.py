@@ -1,6 +1,6 @@
 """The forward process q(xt | x0) and one step of its reversal, as tables and three verbs.
 
-Notation of Ho et al. 2020 (arXiv:2006.11239), with t = 0 .. T-1 as in diffusers:
+Notation of Ho et al. 2020 (arXiv:2006.11239), but with t = 0 .. T-1, the paper's less 1:
 alpha_bar[t] = prod_{s<=t} (1 - beta[s]), and "before" step 0 alpha_bar is 1.
 """
 
@@ -12,7 +12,8 @@ import torch
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """num_steps: T. Betas rise linearly; both in (0, 1). clip_x0: clamp x0_hat to [-1, 1]."""
+    """num_steps: T. beta_start, beta_end: in (0, 1), between them beta rises linearly. clip_x0:
+    clamp x0_hat to [-1, 1]."""
 
     num_steps: int
     beta_start: float
@@ -49,8 +50,9 @@ class DDPMScheduler:
         self._moved = {}
 
     def timesteps(self, num_sampling_steps):
-        """Pairs (t, t_prev) from T-1 down to the last, whose t_prev is -1: "trailing" spacing.
+        """Pairs (t, t_prev) from T-1 down to the last, whose t_prev is -1.
 
+        "Trailing" spacing: even, and T-1, where xt is nearly pure noise, is always among them.
         Raises ValueError outside 1 .. T. Source: Lin et al. 2023 (arXiv:2305.08891), table 2.
         """
         if not 1 <= num_sampling_steps <= self.num_steps:
@@ -73,11 +75,13 @@ class DDPMScheduler:
         return x0_hat.clamp(-1, 1) if self.config.clip_x0 else x0_hat
 
     def step(self, xt, eps_hat, t, t_prev, noise, sigma_scale=1.0, posterior_sigma=False):
-        """x at t_prev from xt: the posterior's mean plus sigma * noise; t and t_prev are ints.
+        """x at t_prev from xt: the mean of q(x at t_prev | xt, x0), with x0_hat for x0, plus
+        sigma * noise; t and t_prev are ints.
 
-        sigma = sigma_scale * sqrt(beta_t) (Ho et al. 2020, algorithm 2), or, for samplers that
-        skip steps, sigma_scale times the posterior's standard deviation (DDIM with eta = 1, Song
-        et al. 2021, eq. 16): the square root of a long step's beta would leave grain.
+        The mean is that of Ho et al. 2020, eq. 7; where x0_hat is not clipped, it equals line 4 of
+        their algorithm 2. sigma = sigma_scale * sqrt(beta_t), or, for samplers that skip steps,
+        sigma_scale times that posterior's standard deviation (DDIM with eta = 1, Song et al. 2021,
+        eq. 16): the square root of a long step's beta would leave grain.
         At t_prev = -1 the result is x0_hat: no noise is added to a finished picture.
         """
         x0_hat = self.predict_x0(xt, eps_hat, torch.full((len(xt),), t, device=xt.device))

@@ -1,4 +1,4 @@
-"""The denoiser: an epsilon-predicting UNet without attention (Ho et al. 2020, appendix B).
+"""The denoiser: an epsilon-predicting UNet (Ho et al. 2020, appendix B), but without attention.
 
 Same structure and state-dict keys as diffusers' attention-free UNet2DModel.
 B: batch, C: in_channels, H, W: height and width, c0, c1, ..: the widths `channels`.
@@ -103,7 +103,7 @@ class UNet(nn.Module):
 
         h = self.conv_in(xt)                                        # (B, c0, H, W)
         skips = [h]
-        for stage in self.down_blocks:                              # level i: (B, ci, H/2^i, W/2^i)
+        for stage in self.down_blocks:                              # in level i: (B, ci, H/2^i, ..)
             for resnet in stage.resnets:
                 h = resnet(h, emb)
                 skips.append(h)

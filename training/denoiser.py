@@ -22,7 +22,7 @@ from training.progress import read_metrics
 from training.run import Run, in_slices, parameters
 
 NUM_BANDS = 10  # of t, in metrics and figures
-NUM_VALID = 256  # validation images behind the validation loss, at most; so many t, at least
+NUM_VALID = 256  # most validation images behind the validation loss, and fewest t
 PREVIEW_STEPS, NUM_PREVIEWS = 50, 16
 MAX_GRADIENT = 1.0  # norm from which a gradient is shortened
 
@@ -49,6 +49,7 @@ def network_and_schedule(args, in_channels, growth, clip_x0):
     c = args.channels
     widths = tuple(c * times for times in growth)
     config = UNetConfig(in_channels, widths, args.blocks, norm_groups(c), args.dropout)
+    # T and the betas of Ho et al. 2020, section 4. Checkpoints keep them, a run's state does not.
     return UNet(config), DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0))
 
 
@@ -112,8 +113,9 @@ def evaluating(model):
 
 
 def metrics(losses, t, importance):
-    """The mean of losses (B,) at t (B,), and per band of t their sum and number, two vectors of
-    NUM_BANDS; each counts by importance (T,), so that all t count alike, however they were drawn.
+    """The mean of losses (B,) at t (B,), and per band of t the sum of losses and that of their
+    weights, two vectors of NUM_BANDS. The weights are importance (T,) at t: so all t count alike,
+    however they were drawn.
     """
     band = t * NUM_BANDS // len(importance)
     count = importance[t]

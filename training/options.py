@@ -82,7 +82,7 @@ def parse_encoder(argv=None):
     """Arguments of train_encoder.py."""
     parser = Parser(
         description="Train a KL autoencoder with an l2 + KL + patch-GAN loss "
-        "(Rombach et al. 2022, section 3.1).",
+        "(after Rombach et al. 2022, section 3.1).",
         epilog="examples:\n"
         "  python3 train_encoder.py\n"
         "  python3 train_encoder.py --data path/to/pictures --size 128x96 --epochs 50\n"
@@ -233,7 +233,10 @@ def _denoiser(parser, default):
     group = _network(parser, "network", default)
     text = "dropout inside the residual blocks"
     _flag(group, "--dropout", text, number(0, 1, open_high=True), "P", 0.0)
-    text = "what each t counts in the loss: in proportion to min(SNR, G) / SNR; 0: all t alike"
+    text = (
+        "how much each t counts in the loss: in proportion to min(SNR, G) / SNR, "
+        "SNR = alpha_bar / (1 - alpha_bar); 0: all t alike"
+    )
     _flag(group, "--min-snr", text, number(0, 1e6), "G", default["min_snr"])
     text = (
         "how t is drawn: lognormal takes those more often that teach most; each loss is divided by "
