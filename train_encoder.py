@@ -86,6 +86,7 @@ def train(args):
     begin = int(DISC_START * run.steps)
     run.announce(
         parts,
+        ["model", "disc"] if args.gan_weight else ["model"],
         data=f"{args.data}, {len(images['train'])} training and {len(images['valid'])} validation "
         f"images of {'x'.join(map(str, args.size))}, {channels} channels",
         network=f"AutoencoderKL, {parameters(model)}",

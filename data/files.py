@@ -26,9 +26,10 @@ def make_folder(path):
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{path} cannot be made: {first_line(error)}") from None
+        error = first_line(error)
+        raise ValueError(f"{path} cannot be made ({error}); make room, or go elsewhere") from None
     if not os.access(path, os.W_OK):
-        raise ValueError(f"{path} cannot be written to")
+        raise ValueError(f"{path} cannot be written to; allow it, or go elsewhere")
 
 
 def first_line(error):

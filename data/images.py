@@ -408,13 +408,13 @@ def load_batches(dataset, batches, workers, pin_memory=False):
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
     )
-    in_vain = 0  # images since the last readable one
+    in_vain = set()  # unreadable ones since the last readable one
     for images, good, bad in loader:
         if bad:
             dataset.tally.add([dataset.names[i] for i in bad])
-        in_vain = 0 if good else in_vain + len(bad)
-        if in_vain > len(dataset):
+        if not good and len(in_vain) == len(dataset):
             raise ValueError(f"none of the {len(dataset)} images can be read (named above)")
+        in_vain = set() if good else in_vain.union(bad)
         if good:
             yield images, good
 

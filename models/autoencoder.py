@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         # fmt: off
         h = self.conv_in(x)                                         # (B, c0, H, W)
         for stage in self.down_blocks:
-            h = stage(h)                                            # level i: (B, ci, H/2^(i+1), ..)
+            h = stage(h)                                            # (B, ci, H/2^(i+1), ..)
         return self.mid_block(h)                                    # (B, c_last, h, w)
         # fmt: on
 

@@ -43,9 +43,10 @@ class Objective:
 def min_snr_weights(scheduler, gamma):
     """How much each t's loss counts, (T,) float32 of mean 1.
 
-    In proportion to min(SNR, gamma) / SNR, where SNR = alpha_bar / (1 - alpha_bar). Detail that nobody sees, at small t, then takes less of the
-    network's effort. Hang et al. 2023 (arXiv:2303.09556), section 3.4, for epsilon prediction.
-    gamma = 0: all t alike, as in Ho et al. 2020.
+    In proportion to min(SNR, gamma) / SNR, where SNR = alpha_bar / (1 - alpha_bar). Detail that
+    nobody sees, at small t, then takes less of the network's effort. Hang et al. 2023
+    (arXiv:2303.09556), section 3.4, for epsilon prediction. gamma = 0: all t alike, as in Ho et al.
+    2020.
     """
     if gamma == 0:
         return torch.ones(scheduler.num_steps)

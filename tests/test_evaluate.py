@@ -189,6 +189,14 @@ def test_digits_are_evaluated_and_gone_on_with(digits, tmp_path, capsys, monkeyp
     assert [label for label, *_ in drawn[2][1][space]] == [f"{settings} 0.9", "floor"]
 
 
+def test_samples_of_other_settings_are_refused_at_once(digits, monkeypatch):
+    flags = ("--num-images", 4, "--sampling-steps", 2, "--out", "out")
+    digits(*flags)
+    monkeypatch.setattr(evaluate, "describe", None)
+    with pytest.raises(ValueError, match=r"was made with sigma_scale 1\.0, not 0\.9"):
+        digits(*flags, "--sigma-scale", 0.9)
+
+
 def test_of_equal_settings_the_newest_is_shown(tmp_path, monkeypatch):
     """Whatever its folder is called."""
     drawn = []

@@ -759,7 +759,11 @@ def test_batches_without_end_that_bring_nothing_stop(tmp_path):
     dataset = FileDataset(ImageFiles(tmp_path), names, (16, 16), 3, BadFiles(9))
     assert list(load_batches(dataset, [[0], [1]], 0)) == []
     with pytest.raises(ValueError, match="none of the 2 images can be read"):
-        next(load_batches(dataset, itertools.repeat([0]), 0))
+        next(load_batches(dataset, itertools.cycle([[0], [1]]), 0))
+    write_images(tmp_path, 1)
+    dataset = FileDataset(ImageFiles(tmp_path), [*names, "00.png"], (16, 16), 3, BadFiles(9))
+    batches = load_batches(dataset, itertools.cycle([[0], [0], [1], [1], [0], [2]]), 0)
+    assert [next(batches)[1] for _ in range(3)] == [[2]] * 3
 
 
 @pytest.mark.parametrize("total, allowed", [(12, 10), (30, 10), (1000, 10), (1099, 10), (2000, 20)])

@@ -24,7 +24,7 @@ from training import denoiser, options
 from training.checkpoint import load_model, load_state, save_model
 from training.ema import EMA
 from training.optimizer import Optimizer, rate_at
-from training.progress import Progress, read_metrics
+from training.progress import Progress, file_size, read_metrics
 from training.run import Run
 from training.runtime import Runtime
 
@@ -219,14 +219,25 @@ def test_checkpoints_hold_the_average(folder, monkeypatch, kind):
     assert not all(torch.equal(saved[name], weights) for name, weights in state["model"].items())
 
 
-def test_a_run_says_what_its_files_will_take(folder, capsys):
+@pytest.mark.parametrize(("recipe", "flags", "count"), [
+    (digits, [], 3), (encoder, ["--gan-weight", 0], 3), (encoder, [], 5),
+])  # fmt: skip
+def test_a_run_says_what_its_files_will_take(folder, capsys, recipe, flags, count):
     """Within a tenth, as the tensors outweigh all else."""
-    digits("--channels", 16)
+    recipe("--channels", 16, *flags)
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("disk:")]
     total, state = (float(number) for number in re.findall(r"([\d.]+) MB", line))
-    files = [p.stat().st_size / 1e6 for p in Path("checkpoints/mnist").iterdir()]
-    assert total == pytest.approx(sum(files), rel=0.1) and len(files) == 3
+    files = [p.stat().st_size / 1e6 for p in Path("checkpoints").rglob("*") if p.is_file()]
+    assert total == pytest.approx(sum(files), rel=0.1) and len(files) == count
     assert state == pytest.approx(max(files), rel=0.1)
+
+
+@pytest.mark.parametrize(("size", "words"), [
+    (7680, "0.00768 MB"), (999_499_999, "999 MB"), (999_500_000, "1 GB"), (5.03e9, "5.03 GB"),
+    (2_345e9, "2,345 GB"),
+])  # fmt: skip
+def test_sizes_in_words(size, words):
+    assert file_size(size) == words
 
 
 def test_a_state_is_kept_every_ten_minutes(folder, monkeypatch):

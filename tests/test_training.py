@@ -536,8 +536,9 @@ def test_default_length_counts_only_what_is_shown(tmp_path):
 
 
 def test_runs_begun_in_the_same_second_have_their_own_names(monkeypatch):
-    monkeypatch.setattr(options.time, "strftime", lambda form: "20261125-174310")
-    monkeypatch.setattr(options.os, "getpid", iter([7, 8]).__next__)
+    clock = SimpleNamespace(strftime=lambda form: "20261125-174310")
+    monkeypatch.setattr(options, "time", clock)
+    monkeypatch.setattr(options, "os", SimpleNamespace(getpid=iter([7, 8]).__next__))
     names = [options.parse_mnist(["--train"]).name for _ in range(2)]
     assert names == ["20261125-174310-7", "20261125-174310-8"]
 

@@ -69,6 +69,7 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
     runtime.decide_compile(args.compile, run.steps - run.start)
     run.announce(
         parts,
+        ["model"],
         data=f"{data.num_train} training images, x0 of {tuple(data.valid.shape[1:])}",
         network=f"UNet, {parameters(model)}",
     )

@@ -22,7 +22,7 @@ from training.checkpoint import fingerprint
 from training.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
 from training.progress import fact, read_records
 from training.seeing import nearest
-from training.show import check_out, fill_folder
+from training.show import begun, check_out, fill_folder
 
 BATCH = 100  # images described at a time
 MOST_REAL = 10_000  # test images compared with, at most
@@ -119,6 +119,7 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
     """
     args, folder = painter.args, Path(painter.args.out)
     check_out(painter, folder)
+    begun(painter, folder)  # before minutes go by: whether they are of these settings
     count = args.num_images
     against = min(test.size, MOST_REAL)
     real = describe(test.batches(against), spaces, "test images", against, to_x0)
@@ -127,7 +128,7 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
     counts = {"samples": count, "test images": len(real), "training images": len(others)}
     for space in spaces:
         if text := _too_few(real.features[space.name].shape[1], counts):
-            print(f"there will be no distance in the {space.name}: {text}")
+            print(f"there will be no distance in the {space.name}: {text}", flush=True)
     fill_folder(painter, folder)
     paths = [folder / f"seed{seed:06d}.png" for seed in painter.seeds]
     samples = describe(_read(paths), spaces, "samples", count, to_x0)

@@ -147,13 +147,15 @@ def parse_latent(argv=None):
 def _flag(group, name, text, type=None, metavar=None, default=None, limits=None, **more):
     """Add a flag whose help ends with its limits (those of its type) and its default, where it has
     them."""
-    limits = limits or getattr(type, "limits", None)
-    if limits is not None:
-        text, bracket, rest = text.partition(" (default")
-        text = f"{text}; {limits}{bracket}{rest}"
+    notes = [limits or getattr(type, "limits", None)]
+    text, _, note = text.removesuffix(")").partition(" (default")
+    if note:
+        notes.append(f"default{note}")
     if default is not None:
-        text += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
+        notes.append(f"default {default:g}" if isinstance(default, float) else f"default {default}")
         more["default"] = default
+    if any(notes):
+        text += f" ({'; '.join(filter(None, notes))})"
     if type is not None:
         more["type"] = type
     if metavar is not None:
@@ -222,7 +224,7 @@ def _training(parser, default):
 
 def _network(parser, title, default):
     group = parser.add_argument_group(title)
-    text = "width of the first level, a multiple of 8; the others grow with it"
+    text = "width of the first level, with which the others grow"
     _flag(group, "--channels", text, integer(8, 4096, 8), "N", default["channels"])
     text = "residual blocks per level"
     _flag(group, "--blocks", text, integer(1, 16), "N", default["blocks"])
@@ -316,14 +318,14 @@ def integer(low, high, multiple=1):
             raise argparse.ArgumentTypeError(f"{text} is no multiple of {multiple}")
         return int(text)
 
-    parse.limits = f"{low:,} to {high:,}"
+    parse.limits = f"{low:,} to {high:,}" + f", a multiple of {multiple}" * (multiple > 1)
     return parse
 
 
 def number(low, high, open_low=False, open_high=False):
     """An argparse type: a finite number in [low, high], the ends left out where open. It knows its
     limits, in words."""
-    ends = f"{low:g} {'to below' if open_high else 'to'} {high:,g}"
+    ends = f"{low:g} {'to below' if open_high else 'to'} {high:,.10g}"
 
     def parse(text):
         try:

@@ -114,7 +114,8 @@ def duration(seconds):
 
 def file_size(size):
     """Bytes as a person says them."""
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+    number, unit = (size / 1e9, "GB") if size >= 999.5e6 else (size / 1e6, "MB")
+    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 
 def _parse(line):

@@ -83,12 +83,13 @@ class Run:
         self.settings, self._state = options.settings(args), state
         self._saved_at, self._stop = time.monotonic(), False
 
-    def announce(self, parts, **facts):
-        """Say what is going to happen, a line per fact."""
+    def announce(self, parts, trained, **facts):
+        """Say what is going to happen, a line per fact. trained: the names of the networks in parts
+        that are, and become checkpoints."""
         epochs = self.steps / self.order.steps_per_epoch
         weights = {k: 4 * sum(w.numel() for w in p.parameters()) for k, p in parts.items()
                    if isinstance(p, torch.nn.Module)}  # fmt: skip
-        each = sum(size for name, size in weights.items() if name != "ema")
+        each = sum(weights[name] for name in trained)
         state = sum(weights.values()) + 2 * each  # AdamW keeps two numbers per weight
         saves = math.ceil(self.steps / self._save_period)
         facts = {

@@ -135,14 +135,15 @@ def check_out(painter, out):
     if as_grid and out.is_dir():
         raise ValueError(f"--out {out} is a folder; for single pictures name it without an ending")
     folder = out.parent if as_grid else out
-    make_folder(folder)
+    try:
+        make_folder(folder)
+    except ValueError as error:
+        raise ValueError(f"--out {out}: {error}") from None
 
 
-def fill_folder(painter, folder):
-    """seedNNNNNN.png for each seed, its settings in its text; those that are there are kept.
-
-    Raises ValueError when a picture that is there was made with other settings.
-    """
+def begun(painter, folder):
+    """The seedNNNNNN.png that are there, a set of paths, and the settings that such a picture has
+    in its text. Raises ValueError when one of them was made with others."""
     text = {
         "denoiser": fingerprint(painter.model)[:16],
         "sampler": painter.args.sampler,
@@ -154,6 +155,15 @@ def fill_folder(painter, folder):
     there = set(folder.glob("seed*.png"))
     for path in sorted(there):
         _check_made_alike(path, text)
+    return there, text
+
+
+def fill_folder(painter, folder):
+    """seedNNNNNN.png for each seed, its settings in its text; those that are there are kept.
+
+    Raises ValueError when a picture that is there was made with other settings.
+    """
+    there, text = begun(painter, folder)
     paths = {seed: folder / f"seed{seed:06d}.png" for seed in painter.seeds}
     missing = [seed for seed, path in paths.items() if path not in there]
     if len(missing) < len(paths):
