@@ -1,6 +1,7 @@
 """The three commands as a user runs them: what they leave, and what bad input gets."""
 
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -133,6 +134,47 @@ def test_show_decodes_unwhitened_samples(trained):
         got = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).int()
         assert (got - picture).abs().max() <= 1
     assert (want - other).abs().max() > 5  # else this shows nothing
+
+
+@pytest.fixture
+def readme_python(trained, tmp_path, monkeypatch):
+    """run(i): README's i-th piece of Python, in a folder with the files that it names."""
+    for source, name in (
+        ("checkpoints/autoencoder/1", "autoencoder/AAA"),
+        ("faces", "denoiser/DDD"),
+    ):
+        path = tmp_path / "checkpoints" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True)
+        shutil.copy(trained / f"{source}.safetensors", path)
+    Image.open(trained / "pictures" / "00.png").save(tmp_path / "face.jpg")
+    monkeypatch.chdir(tmp_path)
+    pieces = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+    def run(i):
+        scope = {}
+        exec(compile(pieces[i], "README.md", "exec"), scope)
+        return scope
+
+    return run
+
+
+def test_readme_encodes_samples_and_decodes(readme_python):
+    scope = readme_python(0)
+    assert scope["x0"].shape == (1, 3, 4, 8) and scope["x"].abs().max() <= 1
+    drawn = scope["stats"].unwhiten(scope["x0"])  # within 6 standard deviations of the mean
+    std = (0.5 * scope["posterior"].logvar).exp()
+    assert ((drawn - scope["posterior"].mean).abs() < 6 * std).all()
+    assert scope["pictures"].shape == (2, 3, 16, 32) and scope["pictures"].dtype == torch.uint8
+    assert not torch.equal(*scope["pictures"])
+
+
+def test_readme_loads_a_denoiser_into_diffusers(readme_python):
+    pytest.importorskip("diffusers")
+    theirs = readme_python(1)["unet"].eval()
+    ours = load_denoiser("checkpoints/denoiser/DDD.safetensors", "latents")[0]
+    x, t = torch.randn(2, 3, 4, 8), torch.tensor([3, 900])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x, t).sample, ours(x, t), rtol=0, atol=1e-6)
 
 
 def test_training_on_pictures_end_to_end(tmp_path):
