@@ -53,6 +53,9 @@ class Peer:
     def __init__(self, device, batch, lr, schedule, ema, betas, accumulate=1):
         self.device, self.batch, self.schedule, self.lr = device, batch, schedule, lr
         self.accumulate = accumulate
+        # On a CPU what they do by themselves; on a GPU what ours does.
+        ours = Runtime(mnist_args("--device", str(device))).precision
+        self.precision = "fp32" if self.device.type == "cpu" else ours
         self.network = self.make().to(device).train()
         self.ema = ema(self.network)
         self.optimizer = self.make_optimizer(lr, betas)
@@ -60,7 +63,7 @@ class Peer:
     def step(self, images, step, total):
         """One update from self.accumulate batches of uint8 digits."""
         for part in images.to(self.device).chunk(self.accumulate):
-            with steps.autocast(self.device.type, "fp32" if self.device.type == "cpu" else "bf16"):
+            with steps.autocast(self.device.type, self.precision):
                 loss = self.loss(to_pixels(part))
             (loss / self.accumulate).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -114,14 +115,16 @@ def epoch(report, runtime):
             fill_cache(folder, count, shape)
             latents = LatentDataset(folder, "train")
             order = ShuffledOrder(len(latents), args.batch, 0)
-            for _ in range(2):  # the first reads the files into the page cache
+            times = []
+            for _ in range(6):
                 synchronize()
                 began = time.perf_counter()
                 for step in range(order.steps_per_epoch):
                     runtime.send(latents.draw(order.indices(step), runtime.device))
                 synchronize()
-                seconds = time.perf_counter() - began
-        speed = order.steps_per_epoch * order.batch / seconds
+                times.append(time.perf_counter() - began)
+        # The first reads the files into the page cache.
+        speed = order.steps_per_epoch * order.batch / statistics.median(times[1:])
         name = "x".join(map(str, shape))
         target = ">= 100000" if shape == (3, 16, 16) else ""
         note = f"{count} latents, batch {args.batch}"

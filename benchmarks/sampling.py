@@ -31,7 +31,7 @@ def sampling(report, runtime):
 def ours(device, precision):
     """A function that samples BATCH latents."""
     runtime = steps.machine(device, precision)
-    model = runtime.place(steps.our_network()[0]).eval().requires_grad_(False)
+    model = runtime.place(steps.our_network()[0]).eval()
     scheduler = DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, False))
 
     def run():
