@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,18 @@ from PIL import Image
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
+from training.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = os.environ.get("TEST_DATA_ROOT")
+CPU = ["--device", "cpu", "--precision", "fp32"]
 DISPLAYS = "DISPLAY", "WAYLAND_DISPLAY"
 MEAN, STD = 0.7, 0.5  # of the Gaussian x0 whose denoiser is known exactly
+
+
+def cpu(precision="fp32"):
+    """The Runtime of a CPU."""
+    return Runtime(SimpleNamespace(device="cpu", precision=precision))
 
 
 def randomize(model, seed=0):

@@ -4,12 +4,20 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib.axes
 import pytest
 import torch
-from helpers import randomize, scheduler, small_autoencoder, small_unet, write_images, write_mnist
+from helpers import (
+    CPU,
+    cpu,
+    randomize,
+    scheduler,
+    small_autoencoder,
+    small_unet,
+    write_images,
+    write_mnist,
+)
 
 import latent_diffusion
 import mnist_diffusion
@@ -23,8 +31,6 @@ from training.metrics import gradient_magnitude, ssim
 from training.runtime import Runtime
 from training.seeing import TrainingSet
 from training.show import Painter
-
-CPU = ("--device", "cpu", "--precision", "fp32")
 
 
 def last_record(path):
@@ -322,8 +328,7 @@ def test_faces_are_evaluated_with_and_without_their_cache(tmp_path, monkeypatch,
 def test_spaces_of_an_autoencoder_are_its_latents_and_features():
     autoencoder = randomize(small_autoencoder())
     stats = LatentStats((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-    runtime = Runtime(SimpleNamespace(device="cpu", precision="fp32"))
-    latents, deepest = evaluate.autoencoder_spaces(autoencoder, runtime, stats)
+    latents, deepest = evaluate.autoencoder_spaces(autoencoder, cpu(), stats)
     x = torch.rand(2, 3, 64, 48) * 2 - 1
     with torch.no_grad():
         z = stats.whiten(autoencoder.encode(x).mean)  # 16x12

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import randomize, small_autoencoder, write_images, write_mnist
+from helpers import CPU, cpu, randomize, small_autoencoder, write_images, write_mnist
 
 import latent_diffusion
 import mnist_diffusion
@@ -26,9 +26,7 @@ from training.ema import EMA
 from training.optimizer import Optimizer, rate_at
 from training.progress import Progress, file_size, read_metrics
 from training.run import Run
-from training.runtime import Runtime
 
-CPU = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]
 STEPS = 10
 
 
@@ -43,7 +41,18 @@ def folder(tmp_path, monkeypatch, no_figures):
 
 def digits(*flags):
     """A run of STEPS steps, named a."""
-    common = ["--train", "--batch", 8, "--channels", 8, "--steps", STEPS, "--name", "a", *CPU]
+    common = [
+        "--train",
+        "--batch",
+        8,
+        "--channels",
+        8,
+        "--steps",
+        STEPS,
+        "--name",
+        "a",
+        *CPU,
+    ]
     mnist_diffusion.main(options.parse_mnist([str(flag) for flag in (*common, *flags)]))
 
 
@@ -78,10 +87,6 @@ def untrained():
         for p in model.parameters():
             p.mul_(3)
     return model
-
-
-def runtime():
-    return Runtime(SimpleNamespace(device="cpu", precision="fp32"))
 
 
 @pytest.fixture
@@ -127,7 +132,7 @@ def test_the_discriminator_judges_detail():
     disc = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)))
     x, x_hat = torch.randn(2, 2, 3, 32, 32)
     with torch.no_grad():
-        real, fake = train_encoder.judge_both(disc, x, x_hat, runtime())
+        real, fake = train_encoder.judge_both(disc, x, x_hat, cpu())
         torch.testing.assert_close(real, disc(x))
         torch.testing.assert_close(fake, disc(with_low_frequencies(x_hat, x)))
         assert (fake - disc(x_hat)).abs().max() > 1e-3
@@ -324,7 +329,7 @@ def compared(monkeypatch):
     """The arguments of evaluate_denoiser in --evaluate of the newest denoiser."""
     calls = []
     monkeypatch.setattr(latent_diffusion, "evaluate_denoiser", lambda *args: calls.append(args))
-    flags = ["--evaluate", str(newest("denoiser")), *CPU[:-2]]
+    flags = ["--evaluate", str(newest("denoiser")), *CPU]
     latent_diffusion.main(options.parse_latent(flags))
     return calls[0]
 

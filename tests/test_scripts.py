@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    CPU,
     ROOT,
     randomize,
     run_process,
@@ -31,7 +32,7 @@ from training.checkpoint import fingerprint, save_model
 from training.show import load_denoiser
 
 SCHEDULER = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
-FEW = ("--num-images", 3, "--sampling-steps", 4, "--device", "cpu", "--precision", "fp32")
+FEW = ("--num-images", 3, "--sampling-steps", 4, *CPU)
 PIXELS = {"space": "pixels", "shape": [1, 8, 8], "scheduler": SCHEDULER}
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import randomize, scheduler, small_unet, write_mnist
+from helpers import CPU, randomize, scheduler, small_unet, write_mnist
 from PIL import Image
 
 import mnist_diffusion
@@ -18,7 +18,6 @@ from training.seeing import TrainingSet, nearest
 from training.show import Painter
 
 SHAPE = [1, 8, 8]
-CPU = ("--device", "cpu", "--precision", "fp32")
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import (
+    CPU,
     REAL_DATA,
+    cpu,
     randomize,
     scheduler,
     small_autoencoder,
@@ -39,14 +41,6 @@ from training.ema import EMA
 from training.optimizer import Optimizer, rate_at
 from training.progress import Progress, keep_until, read_metrics
 from training.run import Run, in_slices
-from training.runtime import Runtime
-
-CPU = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]
-
-
-def cpu(precision="fp32"):
-    return Runtime(SimpleNamespace(device="cpu", precision=precision))
-
 
 # ---- EMA, optimizer, rates ----------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from training.checkpoint import fingerprint
 from training.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
 from training.progress import fact, read_records
 from training.seeing import nearest
-from training.show import begun, check_out, fill_folder
+from training.show import check_out, fill_folder
 
 BATCH = 100  # images described at a time
 MOST_REAL = 10_000  # test images compared with, at most
@@ -119,19 +119,15 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
     """
     args, folder = painter.args, Path(painter.args.out)
     check_out(painter, folder)
-    begun(painter, folder)  # before minutes go by: whether they are of these settings
     count = args.num_images
     against = min(test.size, MOST_REAL)
-    real = describe(test.batches(against), spaces, "test images", against, to_x0)
-    others = describe(train.batches(count), spaces, "training images", count)
-    # What cannot be compared is said now: to make the samples may take hours.
-    counts = {"samples": count, "test images": len(real), "training images": len(others)}
-    for space in spaces:
-        if text := _too_few(real.features[space.name].shape[1], counts):
-            print(f"there will be no distance in the {space.name}: {text}", flush=True)
+    hoped = {"samples": count, "test images": against, "training images": min(train.size, count)}
+    _warn_of_too_few(spaces, hoped, test)
     fill_folder(painter, folder)
     paths = [folder / f"seed{seed:06d}.png" for seed in painter.seeds]
     samples = describe(_read(paths), spaces, "samples", count, to_x0)
+    real = describe(test.batches(against), spaces, "test images", against, to_x0)
+    others = describe(train.batches(count), spaces, "training images", count)
     settings = "".join(f", {key} {value:g}" for key, value in painter.settings.items())
     label = f"{args.sampler}, {painter.steps} steps{settings}"
     clipped = "x0 clipped" if painter.scheduler.config.clip_x0 else "x0 not clipped"
@@ -139,7 +135,7 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
         "denoiser": str(args.evaluate),
         "denoiser_id": fingerprint(painter.model)[:16],
         "label": label,
-        "counts": list(counts.values()),
+        "counts": [count, len(real), len(others)],
         "real": [test.name, train.name],
         "protocol": f"{count} samples, seeds {painter.seeds[0]} to {painter.seeds[-1]}, "
         f"{label}, {clipped}, averaged weights, "
@@ -165,6 +161,16 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
         record["nearest"] = _compare_nearest(sets, training_set)
     _keep(folder / "evaluation.jsonl", record)
     _draw_trade(folder, record)
+
+
+def _warn_of_too_few(spaces, counts, test):
+    """Say which distances there cannot be, before samples are made: that may take hours."""
+    for images in test.batches(1):  # none, where it cannot be read
+        for space in spaces:
+            with torch.no_grad():
+                size = space.features(to_pixels(images)).shape[1]
+            if text := _too_few(size, counts):
+                print(f"there will be no distance in the {space.name}: {text}", flush=True)
 
 
 def _draw_trade(folder, record):

@@ -141,9 +141,11 @@ def check_out(painter, out):
         raise ValueError(f"--out {out}: {error}") from None
 
 
-def begun(painter, folder):
-    """The seedNNNNNN.png that are there, a set of paths, and the settings that such a picture has
-    in its text. Raises ValueError when one of them was made with others."""
+def fill_folder(painter, folder):
+    """seedNNNNNN.png for each seed, its settings in its text; those that are there are kept.
+
+    Raises ValueError when a picture that is there was made with other settings.
+    """
     text = {
         "denoiser": fingerprint(painter.model)[:16],
         "sampler": painter.args.sampler,
@@ -155,15 +157,6 @@ def begun(painter, folder):
     there = set(folder.glob("seed*.png"))
     for path in sorted(there):
         _check_made_alike(path, text)
-    return there, text
-
-
-def fill_folder(painter, folder):
-    """seedNNNNNN.png for each seed, its settings in its text; those that are there are kept.
-
-    Raises ValueError when a picture that is there was made with other settings.
-    """
-    there, text = begun(painter, folder)
     paths = {seed: folder / f"seed{seed:06d}.png" for seed in painter.seeds}
     missing = [seed for seed, path in paths.items() if path not in there]
     if len(missing) < len(paths):
