@@ -26,11 +26,11 @@ check: $(VENV)/.dev
 # All benchmarks but the training curves: about 6 minutes on 2 cores with AVX512-bf16. They write
 # up to 5 GB to the folder for temporary files (TMPDIR).
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
+	$(BIN)/python -m benchmarks $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
 
 # Frechet distance after 10 and 30 minutes of training, ours and the peers': hours.
 bench-mnist: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.mnist $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
+	$(BIN)/python -m benchmarks.mnist $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
 
 # From nothing to new faces: drawn data, an autoencoder, its latents, a denoiser, 15 pictures.
 # Small networks and short trainings: about 5 minutes on 2 cores with AVX512-bf16.

@@ -10,6 +10,7 @@ from training import options
 if __name__ == "__main__":
     ARGS = options.parse_mnist()  # before torch is imported: --help answers at once
 
+import zlib
 from dataclasses import asdict
 
 import torch
@@ -44,8 +45,9 @@ def train(args):
     runtime = Runtime(args)
 
     # Data: all digits fit on any device as uint8.
-    images = mnist(args.data_root, "train").to(runtime.device)
-    same_data(args, state, f"mnist {len(images)}")
+    images = mnist(args.data_root, "train")
+    same_data(args, state, f"mnist {zlib.crc32(images.numpy()):08x}")
+    images = images.to(runtime.device)
     valid = mnist(args.data_root, "test")[: denoiser.NUM_VALID]
     data = denoiser.DenoiserData(
         draw=lambda indices: runtime.send(to_pixels(images[indices.to(runtime.device)])),

@@ -34,7 +34,7 @@ from training.evaluate import evaluate_autoencoder, reconstruct
 from training.metrics import gradient_magnitude, psnr
 from training.optimizer import Optimizer, rate_at
 from training.progress import read_metrics
-from training.run import Run, parameters, resume, same_data
+from training.run import Run, not_stopping, parameters, resume, same_data
 from training.runtime import Runtime
 
 # By fractions of the run, so that a short one passes through everything, and a prolonged one too:
@@ -146,7 +146,8 @@ def train(args):
                     save_model(run.path(done, "checkpoints/discriminator"), disc, facts_now)
             run.keep_state(parts, done)
             if run.figures_due(done):
-                draw_figures(run, runtime, valid, ema.model, disc if args.gan_weight else None)
+                with not_stopping():
+                    draw_figures(run, runtime, valid, ema.model, disc if args.gan_weight else None)
 
 
 def evaluate(args):
@@ -259,7 +260,8 @@ def draw_figures(run, runtime, valid, model, disc):
         panels["adaptive weight of the GAN term"] = ["adaptive_weight"]
         with torch.no_grad():
             real, fake = judge_both(disc, runtime.send(x), runtime.send(x_hat), runtime)
-        figures.confidences(run.fig / "confidences.png", x, x_hat, real, fake)
+        title = f"{run.name}: the discriminator's confidence per patch, with its mean above"
+        figures.confidences(run.fig / "confidences.png", title, x, x_hat, real, fake)
     figures.curves(run.fig / "losses.png", read_metrics(run.metrics, run.name), panels)
 
 

@@ -1,6 +1,8 @@
 """Files are finished or absent; folders that can be written to; the first line of an error."""
 
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -22,7 +24,10 @@ def write_atomic(path, write):
 
 
 def make_folder(path):
-    """Make it where it is missing; raises ValueError where nothing could be written into it."""
+    """Make it where it is missing; raises ValueError where nothing could be written into it.
+
+    What write_atomic left there when its process was killed, more than a day ago, is removed.
+    """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -30,6 +35,10 @@ def make_folder(path):
         raise ValueError(f"{path} cannot be made ({error}); make room, or go elsewhere") from None
     if not os.access(path, os.W_OK):
         raise ValueError(f"{path} cannot be written to; allow it, or go elsewhere")
+    for left in Path(path).glob("*.[0-9]*.tmp"):
+        with suppress(OSError):  # another process may be as quick
+            if time.time() - left.stat().st_mtime > 86_400:
+                left.unlink()
 
 
 def first_line(error):

@@ -13,6 +13,7 @@ import signal
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
+from data.files import first_line
 from data.synthetic import draw_face
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -30,6 +32,7 @@ KEEP_DRAWN = 2**28  # bytes: drawn faces are kept in memory up to this
 PREPARED = 1  # to be raised when fit() comes to make other pixels of the same file
 CROP_ONLY = 1.1  # an image at most this much larger than needed is cropped, not resized
 CELEBA_VALID, CELEBA_TEST = 162_771, 182_638  # first image of each split; train starts at 1
+CELEBA_IMAGES = 202_599  # images
 CELEBA_HELP = (
     "put img_align_celeba.zip (or its folder img_align_celeba/) into {root}/celeba/; it is linked "
     "from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html. --data synthetic needs no download"
@@ -122,6 +125,8 @@ def _download(name, root):
 class ImageFiles:
     """The images in a folder or zip: sorted names, a size or CRC of each, their bytes.
 
+    left_out: how many other files there are, by their names' endings.
+
     The zip is opened anew in every process: forked workers that shared one handle would move each
     other's position in the file.
     """
@@ -132,20 +137,33 @@ class ImageFiles:
             found = self._list_zip() if self.is_zip else self._list_folder()
         except (zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"{path} is not a readable zip file ({error})") from None
-        self.stamp = {
-            name: stamp
-            for name, stamp in sorted(found)
-            if Path(name).suffix.lower() in SUFFIXES
-            and not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)
-        }
+        self.stamp, self.left_out = {}, Counter()
+        for name, stamp in sorted(found, key=lambda item: item[0]):
+            suffix = Path(name).suffix.lower()
+            if any(part.startswith((".", "__MACOSX")) for part in Path(name).parts):
+                continue
+            if suffix in SUFFIXES:
+                self.stamp[name] = stamp
+            else:
+                self.left_out[suffix] += 1
 
     def _list_zip(self):
         with zipfile.ZipFile(self.path) as file:
             return [(i.filename, i.CRC) for i in file.infolist() if not i.is_dir()]
 
     def _list_folder(self):
-        files = (p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        return [(p.relative_to(self.path).as_posix(), p.stat().st_size) for p in files]
+        """Links are followed too, but no folder is entered twice: they may form a ring."""
+        found, seen = [], {os.path.realpath(self.path)}
+        for place, folders, names in os.walk(self.path, followlinks=True):
+            folders.sort()
+            for folder in list(folders):
+                real = os.path.realpath(Path(place, folder))
+                if real in seen:
+                    folders.remove(folder)
+                seen.add(real)
+            paths = [path for path in (Path(place, name) for name in names) if path.is_file()]
+            found += [(p.relative_to(self.path).as_posix(), _stamp(p)) for p in paths]
+        return found
 
     def __getstate__(self):
         return {**self.__dict__, "_zip": (None, None)}
@@ -157,6 +175,25 @@ class ImageFiles:
         if self._zip[0] != os.getpid():
             self._zip = (os.getpid(), zipfile.ZipFile(self.path))
         return Image.open(io.BytesIO(self._zip[1].read(name)))
+
+    def problem(self, name):
+        """Why that image cannot be read, in a few words."""
+        try:
+            with self.open(name) as image:
+                image.load()
+        except Image.UnidentifiedImageError:
+            return "not an image, or damaged"
+        except DAMAGED as error:
+            return getattr(error, "strerror", None) or first_line(error)
+        return "its pixels cannot be used"
+
+
+def _stamp(path):
+    """What changes with an image's content and costs no reading: its size; a BMP's CRC, because
+    all BMPs of the same shape have the same size."""
+    if path.suffix.lower() == ".bmp" and os.access(path, os.R_OK):
+        return zlib.crc32(path.read_bytes())
+    return path.stat().st_size
 
 
 class FileDataset(Dataset):
@@ -188,7 +225,7 @@ class FileDataset(Dataset):
 
     def stamp(self):
         """A hash of the names with their CRCs (in a zip) or sizes in bytes (in a folder, whose
-        files would have to be read for more)."""
+        files would have to be read for more; only BMPs are)."""
         rows = [(name, self.files.stamp[name]) for name in self.names]
         return hashlib.sha256(repr([PREPARED, rows]).encode()).hexdigest()
 
@@ -237,13 +274,13 @@ def open_images(data, root, size):
         return {"train": SyntheticFaces(train, size), "valid": SyntheticFaces(valid, size)}
     if data == "celeba":
         files, splits = _find_celeba(Path(root))
-        channels, tally = 3, BadFiles(len(files.stamp))
+        channels, tally = 3, BadFiles(len(files.stamp), files.problem)
         _warn_enlarged([h for h in [_header(files, splits["train"][0])] if h], size)
     else:
-        if not Path(data).exists():
-            raise ValueError(f"--data {data}: no such folder or zip")
+        if not data or not Path(data).exists():  # "" would be the current folder
+            raise ValueError(f"--data {data or repr(data)}: no such folder or zip")
         files = ImageFiles(data)
-        tally = BadFiles(len(files.stamp))
+        tally = BadFiles(len(files.stamp), files.problem)
         names, channels = _scan(files, size, tally)
         splits = split_by_hash(names)
     return {k: FileDataset(files, v, size, channels, tally) for k, v in splits.items() if v}
@@ -280,7 +317,10 @@ def _find_celeba(root):
                     splits["train" if number < CELEBA_VALID else split].append(name)
                 if not splits["train"]:
                     raise ValueError(f"{place} has no image numbered below {CELEBA_VALID}")
-                splits["valid"] = splits["valid"] or splits["train"][:1]
+                if not splits["valid"]:
+                    splits |= split_by_hash(splits["train"])
+                if len(numbered) < CELEBA_IMAGES:
+                    print(f"note: {place} holds {len(numbered)} of CelebA's {CELEBA_IMAGES} images")
                 return files, splits
         if attempt == 0:
             _download("CelebA", root)
@@ -289,6 +329,9 @@ def _find_celeba(root):
 
 def _scan(files, size, tally):
     """Names whose headers can be read, and 1 channel if all are grey, else 3; reports the rest."""
+    if files.left_out:
+        kinds = ", ".join(f"{n} {s or 'without ending'}" for s, n in files.left_out.most_common(5))
+        print(f"note: not read, by their endings: {kinds}")
     headers = {}
     for name in tqdm(files.stamp, desc="reading headers", unit="images", delay=1, leave=False):
         header = _header(files, name)
@@ -372,16 +415,19 @@ def _eight_bits(image):
 
 
 class BadFiles:
-    """Reports unreadable files by name; more than 10 of them and more than 1 % stop the run."""
+    """Reports unreadable files by name; more than 10 of them and more than 1 % stop the run.
 
-    def __init__(self, total):
-        self.total, self.names = total, set()
+    problem: of a name, says why it cannot be read.
+    """
+
+    def __init__(self, total, problem):
+        self.total, self.problem, self.names = total, problem, set()
 
     def add(self, names):
         """Raises ValueError when there are too many, or when nothing is left."""
         for name in sorted(set(names) - self.names):
             self.names.add(name)
-            tqdm.write(f"skipped, cannot be read: {name}")
+            tqdm.write(f"skipped, cannot be read: {name} ({self.problem(name)})")
         bad = len(self.names)
         if bad > max(10, self.total / 100) or bad == self.total:
             raise ValueError(

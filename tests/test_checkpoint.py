@@ -91,6 +91,20 @@ def test_missing_file_names_what_is_there(tmp_path):
     save_model(tmp_path / "there.safetensors", small_unet(), {})
     with pytest.raises(ValueError, match=r"no checkpoint .*absent.*; there are .*there"):
         load_model(tmp_path / "absent.safetensors", "UNet")
+    with pytest.raises(ValueError, match=r"no checkpoint .*; there are .*there.safetensors$"):
+        load_model(tmp_path, "UNet")
+    save_state(tmp_path / "run.state", {"step": 1})
+    with pytest.raises(ValueError, match=r"no training state .*absent; there are .*run.state$"):
+        load_state(tmp_path / "absent")
+
+
+def test_a_link_to_nowhere_is_no_checkpoint(tmp_path):
+    save_model(tmp_path / "there.safetensors", small_unet(), {})
+    try:
+        (tmp_path / "moved.safetensors").symlink_to(tmp_path / "nowhere")
+    except OSError:
+        pytest.skip("no links here")
+    assert [p.stem for p in checkpoints_in(tmp_path)] == ["there"]
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])

@@ -68,6 +68,10 @@ def tree(root):
     return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
+def no_reason(name):
+    return "damaged"
+
+
 # ---- To [-1, 1] and back ------------------------------------------------------------------------
 
 
@@ -239,6 +243,20 @@ def test_an_empty_celeba_folder_does_not_hide_the_zip(tmp_path, downloads):
     assert not downloads
 
 
+@pytest.mark.parametrize("images_there", [1, 40])
+def test_a_part_of_celeba_is_told_and_has_validation_images(tmp_path, capsys, images_there):
+    """As a download leaves it that stopped while the zip was unpacked."""
+    folder = tmp_path / "celeba" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    for i in range(1, images_there + 1):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(folder / f"{i:06d}.jpg")
+    splits = open_images("celeba", tmp_path, (16, 16))
+    assert f"holds {images_there} of CelebA's 202599 images" in capsys.readouterr().out
+    train, valid = (set(splits[k].names) for k in ("train", "valid"))
+    assert valid and len(train | valid) == images_there and "test" not in splits
+    assert images_there == 1 or not train & valid
+
+
 def test_downloaded_celeba_is_read(tmp_path, monkeypatch):
     tried = []
 
@@ -401,7 +419,45 @@ def test_a_name_in_no_encoding_is_read_and_reported(tmp_path, capsys):
     assert sum(map(len, splits.values())) == 2
     for dataset in splits.values():
         assert dataset[0][1].shape == (3, 16, 16) and dataset.stamp()
-    assert "cannot be read: 02.png" in capsys.readouterr().out
+    assert "cannot be read: 02.png (not an image, or damaged)\n" in capsys.readouterr().out
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    """Also where a link leads back to what is above it."""
+    write_images(tmp_path / "elsewhere", 3)
+    folder = write_images(tmp_path / "folder", 1)
+    try:
+        (folder / "class").symlink_to(tmp_path / "elsewhere")
+        (folder / "class again").symlink_to(tmp_path / "elsewhere")
+        (folder / "above").symlink_to(folder)
+        (folder / "x.png").symlink_to(tmp_path / "elsewhere" / "00.png")
+    except OSError:
+        pytest.skip("no links here")
+    names = [n.replace(" again", "") for n in ImageFiles(folder).stamp]
+    assert sorted(names) == ["00.png", "class/00.png", "class/01.png", "class/02.png", "x.png"]
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_files_of_other_kinds_are_counted(tmp_path, capsys, as_zip):
+    folder = write_images(tmp_path / "a", 2)
+    for name in ("a.heic", "b.HEIC", "notes.txt", "LICENSE", ".hidden"):
+        (folder / name).write_text("")
+    open_images(str(zipped(folder, tmp_path / "a.zip") if as_zip else folder), None, (16, 16))
+    said = capsys.readouterr().out
+    assert "not read, by their endings: 2 .heic, " in said
+    assert "1 .txt" in said and "1 without ending" in said and "hidden" not in said
+
+
+def test_why_a_file_cannot_be_read_is_said(tmp_path):
+    folder = write_images(tmp_path, 2, (64, 64))
+    raw = (folder / "00.png").read_bytes()
+    (folder / "00.png").write_bytes(raw[: len(raw) // 2])
+    (folder / "01.png").write_text("no picture")
+    files = ImageFiles(folder)
+    assert "truncated" in files.problem("00.png")
+    assert files.problem("01.png") == "not an image, or damaged"
+    (folder / "01.png").unlink()
+    assert files.problem("01.png") == "No such file or directory"
 
 
 def test_a_single_image_is_enough(tmp_path):
@@ -450,6 +506,14 @@ def test_stamp_changes_with_a_file_of_another_size(tmp_path):
     assert stamps(folder) == before
     (folder / "05.png").rename(folder / "06.png")
     assert stamps(folder) != before
+
+
+def test_stamp_changes_with_a_bmp_of_the_same_size(tmp_path):
+    folder = write_images(tmp_path, 2)
+    Image.new("L", (16, 16), 7).save(folder / "a.BMP")
+    before, size = stamps(folder), (folder / "a.BMP").stat().st_size
+    Image.new("L", (16, 16), 8).save(folder / "a.BMP")
+    assert stamps(folder) != before and (folder / "a.BMP").stat().st_size == size
 
 
 def test_stamp_of_a_zip_changes_with_a_crc(tmp_path):
@@ -711,7 +775,7 @@ def test_no_damage_raises_anything_else(tmp_path):
         damaged[rng.integers(6, len(damaged), 3)] = rng.integers(0, 14, 3)
         names.append(f"exif{i}.png")
         picture.save(tmp_path / names[-1], exif=damaged.tobytes())
-    dataset = FileDataset(ImageFiles(tmp_path), names, (16, 16), 3, BadFiles(len(names)))
+    dataset = FileDataset(ImageFiles(tmp_path), names, (16, 16), 3, BadFiles(len(names), no_reason))
     wrong = []
     for i, name in enumerate(names):
         try:
@@ -746,7 +810,7 @@ def test_stops_when_none_is_left(tmp_path):
     bad_files(tmp_path)
     tmp_path.joinpath("a.jpg").unlink()
     dataset = FileDataset(
-        ImageFiles(tmp_path), ["short.png", "short.jpg"], (16, 16), 3, BadFiles(2)
+        ImageFiles(tmp_path), ["short.png", "short.jpg"], (16, 16), 3, BadFiles(2, no_reason)
     )
     with pytest.raises(ValueError, match="2 of 2 images cannot be read"):
         list(load_batches(dataset, [[0], [1]], 0))
@@ -756,12 +820,14 @@ def test_batches_without_end_that_bring_nothing_stop(tmp_path):
     """Where the tally, of all splits, still allows it."""
     bad_files(tmp_path)
     names = ["short.png", "short.jpg"]
-    dataset = FileDataset(ImageFiles(tmp_path), names, (16, 16), 3, BadFiles(9))
+    dataset = FileDataset(ImageFiles(tmp_path), names, (16, 16), 3, BadFiles(9, no_reason))
     assert list(load_batches(dataset, [[0], [1]], 0)) == []
     with pytest.raises(ValueError, match="none of the 2 images can be read"):
         next(load_batches(dataset, itertools.cycle([[0], [1]]), 0))
     write_images(tmp_path, 1)
-    dataset = FileDataset(ImageFiles(tmp_path), [*names, "00.png"], (16, 16), 3, BadFiles(9))
+    dataset = FileDataset(
+        ImageFiles(tmp_path), [*names, "00.png"], (16, 16), 3, BadFiles(9, no_reason)
+    )
     batches = load_batches(dataset, itertools.cycle([[0], [0], [1], [1], [0], [2]]), 0)
     assert [next(batches)[1] for _ in range(3)] == [[2]] * 3
 
@@ -769,7 +835,7 @@ def test_batches_without_end_that_bring_nothing_stop(tmp_path):
 @pytest.mark.parametrize("total, allowed", [(12, 10), (30, 10), (1000, 10), (1099, 10), (2000, 20)])
 def test_stops_above_ten_files_and_one_percent(total, allowed, capsys):
     names = [f"{i}.png" for i in range(total)]
-    tally = BadFiles(total)
+    tally = BadFiles(total, no_reason)
     tally.add(names[:allowed])
     tally.add(names[:allowed])  # the same files again are no new ones
     with pytest.raises(ValueError, match=f"{allowed + 1} of {total} images cannot be read"):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import time
 from itertools import islice
 
 import pytest
@@ -28,7 +29,7 @@ class Pictures:
 
     def __init__(self, n, seed, bad=()):
         generator = torch.Generator().manual_seed(seed)
-        self.tally = BadFiles(n)
+        self.tally = BadFiles(n, lambda name: "damaged")
         self.names, self.bad, self.seed = [f"{seed}/{i}.png" for i in range(n)], bad, seed
         blobs = torch.rand(n, 3, 4, 5, generator=generator)
         self.images = (255 * blobs).to(torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -203,7 +204,7 @@ def test_unreadable_images_are_left_out(tmp_path, small_shards, pictures, capsys
     mean = moments.double().chunk(2, dim=1)[0].mean(dim=(0, 2, 3))
     assert data.stats.mean == pytest.approx(mean.tolist(), rel=1e-10)
     out = capsys.readouterr().out
-    assert all(out.count(f"cannot be read: 0/{i}.png\n") == 1 for i in bad)
+    assert all(out.count(f"cannot be read: 0/{i}.png (damaged)\n") == 1 for i in bad)
 
 
 def test_too_many_unreadable_images_stop(tmp_path, small_shards, pictures):
@@ -500,6 +501,20 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     with pytest.raises(ValueError, match="a.b cannot be written to"):
         make_folder(tmp_path / "a" / "b")
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
+    for name, hours in {
+        "a.state.123.tmp": 25,
+        "b.state.124.tmp": 23,
+        "a.state": 25,
+        "c.tmp": 25,
+    }.items():
+        (tmp_path / name).write_text("")
+        then = time.time() - 3600 * hours
+        os.utime(tmp_path / name, (then, then))
+    make_folder(tmp_path)
+    assert set(content(tmp_path)) == {"b.state.124.tmp", "a.state", "c.tmp"}
 
 
 @pytest.mark.parametrize("begun", [True, False])

@@ -372,6 +372,29 @@ def test_out_of_memory_says_what_needs_less(monkeypatch, capsys, error):
     assert len(lines) == 1 and "error: out of memory; a smaller --batch" in lines[0]
 
 
+@pytest.mark.parametrize("arguments", [["--show", "a"], ["--evaluate", "a"]])
+def test_out_of_memory_without_training_names_flags_that_it_takes(capsys, arguments):
+    def no_memory(args):
+        raise MemoryError
+
+    with pytest.raises(SystemExit):
+        options.run(no_memory, options.parse_mnist(arguments))
+    said = capsys.readouterr().err
+    assert "a smaller --batch" in said and "--channels" not in said and "--size" not in said
+
+
+def test_dead_workers_are_one_line(capsys):
+    """torch's message where a container has little shared memory."""
+
+    def bus_error(args):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is ..")
+
+    with pytest.raises(SystemExit):
+        options.run(bus_error, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "--workers 0" in lines[0]
+
+
 def test_a_name_in_no_encoding_can_be_printed(tmp_path):
     code = "from training import options\noptions.run(lambda args: print('caf\\udce9'), None)"
     done = run_python(code, tmp_path)

@@ -1,5 +1,6 @@
 """What a training run needs: averages, rates, GAN weight, reports, and resuming to the bit."""
 
+import gzip
 import json
 import math
 import signal
@@ -289,7 +290,7 @@ def test_mnist_resumes_to_the_bit(tmp_path, monkeypatch, no_figures):
             mnist_diffusion.main(options.parse_mnist([*common, "--name", "parts"]))
     folder = tmp_path / "checkpoints" / "mnist"
     assert not list(folder.glob("parts_epoch*"))
-    mnist_diffusion.main(options.parse_mnist(["--train", "--resume", *CPU]))
+    mnist_diffusion.main(options.parse_mnist(["--train", "--resume", "parts", *CPU]))
     names = [(f"{name}_epoch0001.safetensors", "UNet") for name in ("whole", "parts")]
     assert_same_weights(folder, *names)
     whole, parts = (
@@ -452,6 +453,35 @@ def test_changed_data_are_noticed_on_resume(tmp_path, monkeypatch, no_figures):
     write_images(tmp_path / "pictures", 7, (16, 16), seed=1)
     with pytest.raises(ValueError, match="the images are not those that the run a was begun with"):
         train_encoder.main(options.parse_encoder(["--resume", "--steps", "4", *CPU]))
+
+
+def test_other_digits_are_noticed_on_resume(tmp_path, monkeypatch, no_figures):
+    """Fashion-MNIST has as many images, under the same names."""
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data")
+    arguments = ["--steps", "2", "--batch", "4", "--channels", "8", "--name", "a", *CPU]
+    mnist_diffusion.main(options.parse_mnist(["--train", *arguments]))
+    raw = next(p for p in (tmp_path / "data").rglob("train-images*") if p.is_file())
+    content = bytearray(gzip.decompress(raw.read_bytes()))
+    content[-1] ^= 1
+    raw.write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match="the images are not those"):
+        mnist_diffusion.main(options.parse_mnist(["--train", "--resume", "--steps", "4", *CPU]))
+
+
+def test_a_figure_that_cannot_be_written_does_not_stop_a_run(tmp_path, monkeypatch, capsys):
+    """As a viewer that holds it open does, on Windows."""
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data")
+    write_images(tmp_path / "pictures", 4)
+    for path in ("fig/mnist/losses.png", "fig/autoencoder/reconstructions.png"):
+        (tmp_path / path).mkdir(parents=True)
+    small = ["--steps", "2", "--batch", "4", "--channels", "8", "--name", "a", *CPU]
+    mnist_diffusion.main(options.parse_mnist(["--train", *small]))
+    train_encoder.main(options.parse_encoder(["--data", "pictures", "--size", "16x16", *small]))
+    assert capsys.readouterr().out.count("figures not written: ") == 2
+    assert (tmp_path / "checkpoints/mnist/a_epoch0001.safetensors").is_file()
+    assert (tmp_path / "checkpoints/autoencoder/a_epoch0002.safetensors").is_file()
 
 
 def test_states_of_other_scripts_are_refused(tmp_path, monkeypatch):

@@ -96,9 +96,8 @@ def check_channels(path, autoencoder, images):
 
 def checkpoints_in(folder, suffix=".safetensors"):
     """The checkpoints (or ".state" files) in folder, newest first."""
-    return sorted(
-        Path(folder).glob(f"*{suffix}"), key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True
-    )
+    found = [p for p in Path(folder).glob(f"*{suffix}") if p.is_file()]  # a link may lead nowhere
+    return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
 
 
 def save_state(path, tree):
@@ -159,7 +158,9 @@ def _read(path, what):
     """(tensors, config, facts) of a file that _write wrote, or a ValueError that says why not."""
     path = Path(path)
     if not path.is_file():
-        there = [str(p) for p in checkpoints_in(path.parent, path.suffix or ".safetensors")[:3]]
+        folder = path if path.is_dir() else path.parent
+        suffix = ".state" if what == "training state" else ".safetensors"
+        there = [str(p) for p in checkpoints_in(folder, suffix)[:3]]
         hint = f"; there are {', '.join(there)}" if there else ""
         raise ValueError(f"no {what} {path}{hint}")
     try:

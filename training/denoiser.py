@@ -19,7 +19,7 @@ from training.checkpoint import save_model
 from training.ema import EMA
 from training.optimizer import Optimizer, rate_at
 from training.progress import read_metrics
-from training.run import Run, in_slices, parameters
+from training.run import Run, in_slices, not_stopping, parameters
 
 NUM_BANDS = 10  # of t, in metrics and figures
 NUM_VALID = 256  # most validation images behind the validation loss, and fewest t
@@ -100,7 +100,8 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
                 save_model(run.path(done), ema.model, facts_now)
             run.keep_state(parts, done)
             if run.figures_due(done):
-                draw_figures(run, scheduler, data, runtime, model, ema.model)
+                with not_stopping():
+                    draw_figures(run, scheduler, data, runtime, model, ema.model)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def image_rows(path, rows, title, captions=None):
     _save(fig, path)
 
 
-def confidences(path, x, x_hat, real, fake):
+def confidences(path, title, x, x_hat, real, fake):
     """The discriminator's belief "real" per patch: red is real, blue is made by the decoder.
 
     x, x_hat: (B, C, H, W); real, fake: logits (B, 1, h, w).
@@ -130,7 +130,7 @@ def confidences(path, x, x_hat, real, fake):
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
     fig.colorbar(shown, ax=axes, shrink=0.6, label="probability of real (sigmoid of the logit)")
-    fig.suptitle("Discriminator: confidence per patch, with its mean above")
+    fig.suptitle(title)
     _save(fig, path)
 
 

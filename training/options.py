@@ -215,10 +215,10 @@ def _training(parser, default):
     text = "checkpoints are NAME_epoch0001.safetensors and so on (default: date, time and process)"
     _flag(group, "--name", text, run_name, "NAME")
     text = (
-        "go on with the newest run, or with that of this .state file, with its settings; a larger "
-        "--epochs or --steps prolongs it and stretches its schedules"
+        "go on with the newest run, or with that of this name or .state file, with its settings; a "
+        "larger --epochs or --steps prolongs it and stretches its schedules"
     )
-    _flag(group, "--resume", text, metavar="FILE", nargs="?", const="newest")
+    _flag(group, "--resume", text, metavar="RUN", nargs="?", const="newest")
     parser.set_defaults(images=default["images"])
 
 
@@ -510,7 +510,18 @@ def run(main, args):
             *(root / p for p in ("models", "data", "training")),
         )
         if _out_of_memory(error):
-            error = "out of memory; a smaller --batch, --size or --channels needs less"
+            shows = any(getattr(args, mode, None) is not None for mode in ("show", "evaluate"))
+            less = (
+                "--batch, or fewer pictures, need"
+                if shows
+                else "--batch, --size or --channels needs"
+            )
+            error = f"out of memory; a smaller {less} less"
+        elif isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            error = (
+                "a process that decodes images has died; in a container shared memory may be "
+                "short (docker run --shm-size 2g), and --workers 0 needs none"
+            )
         elif not (
             isinstance(error, OSError)
             or (isinstance(error, ValueError) and ours)

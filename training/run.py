@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data.files import make_folder
+from data.files import first_line, make_folder
 from training import checkpoint, options
 from training.progress import Progress, fact, file_size
 from training.runtime import random_state, set_random_state
@@ -37,6 +37,9 @@ def resume(args, folder):
         if not states:
             raise ValueError(f"--resume: no .state file in {folder}")
         args.resume = states[0]
+    named = Path(folder) / f"{args.resume}.state"
+    if not Path(args.resume).is_file() and named.is_file():
+        args.resume = named
     state = checkpoint.load_state(args.resume)
     if state["folder"] != str(folder):
         raise ValueError(f"{args.resume} belongs to {state['folder']}/, not to {folder}/")
@@ -213,6 +216,15 @@ def _configs(parts):
 def parameters(model):
     """Their number, as in "6.1 M parameters"."""
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+
+
+@contextmanager
+def not_stopping():
+    """Around what a run can do without: an OSError (a full disk, a locked file) is only told."""
+    try:
+        yield
+    except OSError as error:
+        tqdm.write(f"figures not written: {first_line(error)}")
 
 
 @torch.no_grad()
