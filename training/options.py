@@ -517,7 +517,7 @@ def run(main, args):
                 else "--batch, --size or --channels needs"
             )
             error = f"out of memory; a smaller {less} less"
-        elif isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        elif isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
             error = (
                 "a process that decodes images has died; in a container shared memory may be "
                 "short (docker run --shm-size 2g), and --workers 0 needs none"
