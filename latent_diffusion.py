@@ -21,9 +21,14 @@ from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cach
 from models.blocks import check_divides
 from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
-from training.evaluate import autoencoder_spaces, dataset_images, evaluate_denoiser
+from training.evaluate import (
+    autoencoder_spaces,
+    dataset_images,
+    evaluate_denoiser,
+    reconstruct,
+)
 from training.progress import fact, file_size
-from training.run import in_slices, resume, same_data
+from training.run import resume, same_data
 from training.runtime import Runtime
 from training.seeing import TrainingSet
 from training.show import Painter, load_denoiser, make_pictures
@@ -116,22 +121,14 @@ def cached_latents(args, state, runtime, autoencoder, trained_on):
 
 def show(args):
     """Generate pictures: sample latents, unwhiten them, decode."""
-    runtime, model, scheduler, facts, autoencoder, _ = load_both(args, args.show)
-    stats = LatentStats(**facts["latent_stats"])
-
-    def to_images(z):
-        return autoencoder.decode(stats.unwhiten(z))
-
-    def training_set():
-        return cached_means(args.show, facts)
-
-    make_pictures(args, runtime, model, scheduler, facts["shape"], to_images, training_set)
+    painter, facts, *_ = load(args, args.show)
+    make_pictures(painter, lambda: cached_means(args.show, facts))
 
 
 def evaluate(args):
     """Measure a denoiser's pictures against images that neither network was trained on."""
-    runtime, model, scheduler, facts, autoencoder, trained_on = load_both(args, args.evaluate)
-    stats = LatentStats(**facts["latent_stats"])
+    painter, facts, autoencoder, trained_on = load(args, args.evaluate)
+    runtime, stats = painter.runtime, LatentStats(**facts["latent_stats"])
     data = args.data or facts.get("data", trained_on["data"])
     root = options.data_root(args, {**trained_on, **facts})
     splits = open_images(data, root, tuple(facts["size"]))
@@ -141,28 +138,25 @@ def evaluate(args):
     test = dataset_images(f"{data}'s {kind} images", splits[held_out], runtime.workers)
     train = dataset_images(f"{data}'s training images", splits["train"], runtime.workers)
 
-    def to_images(z):
-        return autoencoder.decode(stats.unwhiten(z))
-
     def to_x0(x):
         with runtime.autocast():
             return stats.whiten(autoencoder.encode(runtime.send(x)).mean)
 
-    def reconstruct(x):
-        with runtime.autocast():
-            mean = autoencoder.encode(runtime.send(x)).mean
-            return in_slices(lambda z: autoencoder.decode(z).float().cpu(), mean)
+    def reconstructed(x):
+        return reconstruct(autoencoder, runtime, x)[1]
 
     cached = (cache_folder(facts) / MANIFEST).is_file()  # else all but the nearest is measured
     training_set = cached_means(args.evaluate, facts) if cached else None
-    painter = Painter(args, runtime, runtime.place(model), scheduler, facts["shape"], to_images)
     spaces = autoencoder_spaces(autoencoder, runtime, stats)
-    evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconstruct)
+    evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconstructed)
 
 
-def load_both(args, path):
-    """(runtime, denoiser, scheduler, facts, autoencoder, the autoencoder's facts) of a denoiser's
-    checkpoint; its autoencoder is args.encoder or found. Raises ValueError where it is neither."""
+def load(args, path):
+    """(Painter of a denoiser's checkpoint, its facts, its autoencoder, the autoencoder's facts).
+
+    The autoencoder is args.encoder, or is looked for. Raises ValueError where it is not found, or
+    is not the one that the denoiser was trained with.
+    """
     model, scheduler, facts = load_denoiser(path, "latents")
     wanted = facts["autoencoder_id"]
     encoder = args.encoder or find_by_fingerprint("checkpoints/autoencoder", wanted)
@@ -175,7 +169,14 @@ def load_both(args, path):
     if fingerprint(autoencoder) != wanted:
         raise ValueError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
     runtime = Runtime(args)
-    return runtime, model, scheduler, facts, runtime.place(autoencoder), trained_on
+    model, autoencoder = runtime.place(model), runtime.place(autoencoder)
+    stats = LatentStats(**facts["latent_stats"])
+
+    def to_images(z):
+        return autoencoder.decode(stats.unwhiten(z))
+
+    painter = Painter(args, runtime, model, scheduler, facts["shape"], to_images)
+    return painter, facts, autoencoder, trained_on
 
 
 def cached_means(path, facts):

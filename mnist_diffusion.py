@@ -66,28 +66,29 @@ def train(args):
 
 def show(args):
     """Draw new digits with a trained denoiser."""
-    model, scheduler, facts = load_denoiser(args.show, "pixels")
-    shape, to_images = facts["shape"], lambda x0: x0
-
-    def training_set():
-        return digits(options.data_root(args, facts))
-
-    make_pictures(args, Runtime(args), model, scheduler, shape, to_images, training_set)
+    painter, facts = load(args, args.show)
+    make_pictures(painter, lambda: digits(options.data_root(args, facts)))
 
 
 def evaluate(args):
     """Measure a trained denoiser's digits against the test set."""
-    model, scheduler, facts = load_denoiser(args.evaluate, "pixels")
-    runtime, root = Runtime(args), options.data_root(args, facts)
+    painter, facts = load(args, args.evaluate)
+    root = options.data_root(args, facts)
     classifier = mnist_classifier(root)
     name = f"{classifier.config.features} features of a classifier of MNIST's digits"
     name += f" ({fingerprint(classifier)[:8]})"
     spaces = [Space(name, lambda x: features(classifier, x))]
-    model, to_images = runtime.place(model), lambda x0: x0
-    painter = Painter(args, runtime, model, scheduler, facts["shape"], to_images)
     test = tensor_images("MNIST's test images", mnist(root, "test"))
     train = tensor_images("MNIST's training images", mnist(root, "train"))
     evaluate_denoiser(painter, test, train, spaces, lambda x: x, digits(root))
+
+
+def load(args, path):
+    """(Painter of a denoiser's checkpoint, the checkpoint's facts)."""
+    model, scheduler, facts = load_denoiser(path, "pixels")
+    runtime = Runtime(args)
+    model = runtime.place(model)
+    return Painter(args, runtime, model, scheduler, facts["shape"], lambda x0: x0), facts
 
 
 def digits(root):

@@ -24,10 +24,7 @@ def write_atomic(path, write):
 
 
 def make_folder(path):
-    """Make it where it is missing; raises ValueError where nothing could be written into it.
-
-    What write_atomic left there when its process was killed, more than a day ago, is removed.
-    """
+    """Make it where it is missing; raises ValueError where nothing could be written into it."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -35,10 +32,15 @@ def make_folder(path):
         raise ValueError(f"{path} cannot be made ({error}); make room, or go elsewhere") from None
     if not os.access(path, os.W_OK):
         raise ValueError(f"{path} cannot be written to; allow it, or go elsewhere")
-    for left in Path(path).glob("*.[0-9]*.tmp"):
+
+
+def remove_leftovers(folder):
+    """Remove what write_atomic of a killed process left there more than a day ago. For folders that
+    are the project's own: somebody else's file might have such a name."""
+    for path in Path(folder).glob("*.[0-9]*.tmp"):
         with suppress(OSError):  # another process may be as quick
-            if time.time() - left.stat().st_mtime > 86_400:
-                left.unlink()
+            if time.time() - path.stat().st_mtime > 86_400:
+                path.unlink()
 
 
 def first_line(error):

@@ -1,7 +1,8 @@
 """Images of any source as uint8 tensors of one size, and the way to [-1, 1] and back.
 
 A source is a list of names with one Dataset per split: CelebA's aligned faces, a folder or zip of
-images, or drawn faces. Item i is (i, image): (C, H, W) uint8, or None if it cannot be decoded.
+images, or drawn faces. Item i is (i, image): (C, H, W) uint8, or a
+string that says why it cannot be decoded.
 """
 
 import functools
@@ -176,17 +177,6 @@ class ImageFiles:
             self._zip = (os.getpid(), zipfile.ZipFile(self.path))
         return Image.open(io.BytesIO(self._zip[1].read(name)))
 
-    def problem(self, name):
-        """Why that image cannot be read, in a few words."""
-        try:
-            with self.open(name) as image:
-                image.load()
-        except Image.UnidentifiedImageError:
-            return "not an image, or damaged"
-        except DAMAGED as error:
-            return getattr(error, "strerror", None) or first_line(error)
-        return "its pixels cannot be used"
-
 
 def _stamp(path):
     """What changes with an image's content and costs no reading: its size; a BMP's CRC, because
@@ -210,8 +200,8 @@ class FileDataset(Dataset):
         name = self.names[i]  # an IndexError here ends iteration: it is no damaged file
         try:
             return i, fit(self.files.open(name), self.size, self.channels)
-        except DAMAGED:
-            return i, None  # load_batches reports it
+        except DAMAGED as error:
+            return i, _reason(error)  # load_batches reports it
 
     def __getitems__(self, indices):
         """A DataLoader's batch: without workers, it is decoded by threads on all cores."""
@@ -274,13 +264,14 @@ def open_images(data, root, size):
         return {"train": SyntheticFaces(train, size), "valid": SyntheticFaces(valid, size)}
     if data == "celeba":
         files, splits = _find_celeba(Path(root))
-        channels, tally = 3, BadFiles(len(files.stamp), files.problem)
-        _warn_enlarged([h for h in [_header(files, splits["train"][0])] if h], size)
+        channels, tally = 3, BadFiles(len(files.stamp))
+        first = _header(files, splits["train"][0])
+        _warn_enlarged([] if isinstance(first, str) else [first], size)
     else:
         if not data or not Path(data).exists():  # "" would be the current folder
             raise ValueError(f"--data {data or repr(data)}: no such folder or zip")
         files = ImageFiles(data)
-        tally = BadFiles(len(files.stamp), files.problem)
+        tally = BadFiles(len(files.stamp))
         names, channels = _scan(files, size, tally)
         splits = split_by_hash(names)
     return {k: FileDataset(files, v, size, channels, tally) for k, v in splits.items() if v}
@@ -335,10 +326,10 @@ def _scan(files, size, tally):
     headers = {}
     for name in tqdm(files.stamp, desc="reading headers", unit="images", delay=1, leave=False):
         header = _header(files, name)
-        if header:
-            headers[name] = header
+        if isinstance(header, str):
+            tally.add({name: header})
         else:
-            tally.add([name])
+            headers[name] = header
     if not headers:
         raise ValueError(
             f"no readable image in {files.path}; looked for {', '.join(sorted(SUFFIXES))}"
@@ -349,12 +340,19 @@ def _scan(files, size, tally):
 
 
 def _header(files, name):
-    """(mode, (width, height)) of an image, or None when it is not one."""
+    """(mode, (width, height)) of an image, or why it cannot be read."""
     try:
         with files.open(name) as image:
             return image.mode, image.size
-    except DAMAGED:
-        return None
+    except DAMAGED as error:
+        return _reason(error)
+
+
+def _reason(error):
+    """Why a file cannot be read, in a few words."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image, or damaged"
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _warn_enlarged(headers, size):
@@ -415,19 +413,17 @@ def _eight_bits(image):
 
 
 class BadFiles:
-    """Reports unreadable files by name; more than 10 of them and more than 1 % stop the run.
+    """Reports unreadable files by name; more than 10 of them and more than 1 % stop the run."""
 
-    problem: of a name, says why it cannot be read.
-    """
+    def __init__(self, total):
+        self.total, self.names = total, set()
 
-    def __init__(self, total, problem):
-        self.total, self.problem, self.names = total, problem, set()
-
-    def add(self, names):
-        """Raises ValueError when there are too many, or when nothing is left."""
-        for name in sorted(set(names) - self.names):
+    def add(self, reasons):
+        """reasons: {name: why it cannot be read}. Raises ValueError when there are too many, or
+        when nothing is left."""
+        for name in sorted(set(reasons) - self.names):
             self.names.add(name)
-            tqdm.write(f"skipped, cannot be read: {name} ({self.problem(name)})")
+            tqdm.write(f"skipped, cannot be read: {name} ({reasons[name]})")
         bad = len(self.names)
         if bad > max(10, self.total / 100) or bad == self.total:
             raise ValueError(
@@ -457,7 +453,7 @@ def load_batches(dataset, batches, workers, pin_memory=False):
     in_vain = set()  # unreadable ones since the last readable one
     for images, good, bad in loader:
         if bad:
-            dataset.tally.add([dataset.names[i] for i in bad])
+            dataset.tally.add({dataset.names[i]: reason for i, reason in bad.items()})
         if not good and len(in_vain) == len(dataset):
             raise ValueError(f"none of the {len(dataset)} images can be read (named above)")
         in_vain = set() if good else in_vain.union(bad)
@@ -472,7 +468,7 @@ def _leave_signals_to_parent(worker):
 
 
 def _collate(items):
-    good = [i for i, image in items if image is not None]
-    bad = [i for i, image in items if image is None]
-    images = torch.stack([image for _, image in items if image is not None]) if good else None
-    return images, good, bad
+    good = [(i, image) for i, image in items if not isinstance(image, str)]
+    bad = {i: reason for i, reason in items if isinstance(reason, str)}
+    images = torch.stack([image for _, image in good]) if good else None
+    return images, [i for i, _ in good], bad

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from data.files import make_folder, write_atomic
+from data.files import make_folder, remove_leftovers, write_atomic
 from data.images import load_batches, to_pixels
 
 SHARD = 4096  # images per shard: an interrupted caching loses at most one
@@ -73,6 +73,7 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers, about
     if (folder / MANIFEST).is_file():
         return
     make_folder(folder)
+    remove_leftovers(folder)
     done = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
     missing, free = cache_bytes(datasets, latent_shape, mirror) - done, shutil.disk_usage(folder)[2]
     if missing > free:

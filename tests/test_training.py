@@ -258,6 +258,30 @@ def test_a_compiled_network_gives_the_same_loss_and_gradient(monkeypatch):
     assert (compiled_grad - grad).norm() < 1e-4 * grad.norm()
 
 
+def test_compiled_autoencoder_and_discriminator_give_the_same_gradients(monkeypatch):
+    """The whole generator's step, as a GPU has it by default: KL, and the discriminator's gradient
+    at the reconstruction."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model = randomize(small_autoencoder())
+    disc = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)), 1)
+    optimizer = Optimizer(model, 1e-3, (0.9, 0.99), 1.0, cpu())
+    x, runtime, results = torch.randn(2, 3, 16, 16), cpu(), []
+    for wish in ("off", "on"):
+        runtime.decide_compile(wish, steps=1)
+        forward, judge = runtime.compiled(model), runtime.compiled(disc)
+        torch.manual_seed(0)
+        x_hat, posterior = forward(x)
+        gan, _ = train_encoder.adaptive_gan_loss(judge, x, x_hat, runtime, optimizer)
+        loss = (x_hat - x).square().mean() + posterior.kl().mean() + gan
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        real, fake = train_encoder.judge_both(judge, x, x_hat.detach(), runtime)
+        of_disc = torch.autograd.grad((real - fake).mean(), list(disc.parameters()))
+        results.append(torch.cat([g.flatten() for g in (loss, *grads, *of_disc)]))
+    plain, compiled = results
+    assert (compiled - plain).norm() < 1e-4 * plain.norm()
+    assert torch.isfinite(plain).all() and plain.norm() > 0
+
+
 # ---- Whole runs ---------------------------------------------------------------------------------
 
 

@@ -503,20 +503,18 @@ def run(main, args):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        last = traceback.extract_tb(error.__traceback__)[-1]
         root = Path(__file__).resolve().parent.parent
-        ours = raised_in.resolve().parent in (
-            root,
-            *(root / p for p in ("models", "data", "training")),
-        )
+        places = (root, *(root / p for p in ("models", "data", "training")))
+        # Raised by a line of ours, not by what the line called: zip(.., strict=True), say.
+        ours = Path(last.filename).resolve().parent in places and (
+            last.line or "raise "
+        ).startswith("raise ")
         if _out_of_memory(error):
-            shows = any(getattr(args, mode, None) is not None for mode in ("show", "evaluate"))
-            less = (
-                "--batch, or fewer pictures, need"
-                if shows
-                else "--batch, --size or --channels needs"
+            error = (
+                "out of memory; a smaller --batch needs less, for a training a smaller --channels "
+                "or size of the images too"
             )
-            error = f"out of memory; a smaller {less} less"
         elif isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
             error = (
                 "a process that decodes images has died; in a container shared memory may be "

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data.files import first_line, make_folder
+from data.files import first_line, make_folder, remove_leftovers
 from training import checkpoint, options
 from training.progress import Progress, fact, file_size
 from training.runtime import random_state, set_random_state
@@ -72,6 +72,7 @@ class Run:
         self.name, self.folder, self.fig = args.name, Path(folder), Path(fig)
         make_folder(folder)  # not to lose hours of training for it
         make_folder(fig)
+        remove_leftovers(folder)
         self.metrics = self.fig / "metrics.jsonl"
         self.order = order
         self.steps = args.steps or args.epochs * order.steps_per_epoch

@@ -65,7 +65,7 @@ class Painter:
 
     @property
     def seeds(self):
-        """Of the pictures asked for."""
+        """One per picture: args.seed and the numbers after it."""
         return range(self.args.seed, self.args.seed + self.args.num_images)
 
     def sample(self, draw, on_step=None):
@@ -95,19 +95,19 @@ class Painter:
                 yield batch, self.decode(x0), x0
 
 
-def make_pictures(args, runtime, model, scheduler, shape, to_images, training_set):
-    """Make what args ask for: pictures in a grid or a folder, a film, a path, or neighbours.
+def make_pictures(painter, training_set):
+    """Make what painter.args ask for: pictures in a grid or folder, a film, a path, or neighbours.
 
-    Picture i has seed args.seed + i. to_images: see Painter. training_set: a function without
-    arguments -> seeing.TrainingSet. Raises ValueError when args.out cannot be written to, or the
-    steps are not in 1 .. T, before anything is made.
+    Picture i has seed args.seed + i. training_set: a function without arguments ->
+    seeing.TrainingSet. Raises ValueError when args.out cannot be written to, or the steps are not
+    in 1 .. T, before anything is made.
     """
-    painter = Painter(args, runtime, runtime.place(model), scheduler, shape, to_images)
+    args = painter.args
     out = Path(args.out)
     as_grid = out.suffix.lower() in figures.PICTURES
     others = training_set() if args.neighbours else None
     check_out(painter, out)
-    print(f"{args.sampler}, {painter.steps} steps a picture, on {runtime}", flush=True)
+    print(f"{args.sampler}, {painter.steps} steps a picture, on {painter.runtime}", flush=True)
     began = time.monotonic()
     if args.film:
         seeing.film(painter, out)
