@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from data.files import make_folder
+from data.files import make_folder, remove_leftovers
 from data.images import load_batches, open_images, to_pixels
 from data.order import ShuffledOrder
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
@@ -70,6 +70,7 @@ def train(args):
     run = Run(args, runtime, state, order, "checkpoints/autoencoder", "fig/autoencoder")
     if args.gan_weight:
         make_folder("checkpoints/discriminator")
+        remove_leftovers("checkpoints/discriminator")
 
     # Networks: latents at a quarter of the size.
     model, disc = networks(args, channels)

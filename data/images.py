@@ -1,8 +1,8 @@
 """Images of any source as uint8 tensors of one size, and the way to [-1, 1] and back.
 
 A source is a list of names with one Dataset per split: CelebA's aligned faces, a folder or zip of
-images, or drawn faces. Item i is (i, image): (C, H, W) uint8, or a
-string that says why it cannot be decoded.
+images, or drawn faces. Item i is (i, image): (C, H, W) uint8, or a string
+that says why it cannot be decoded.
 """
 
 import functools
@@ -126,10 +126,8 @@ def _download(name, root):
 class ImageFiles:
     """The images in a folder or zip: sorted names, a size or CRC of each, their bytes.
 
-    left_out: how many other files there are, by their names' endings.
-
-    The zip is opened anew in every process: forked workers that shared one handle would move each
-    other's position in the file.
+    left_out: how many other files there are, by their names' endings. The zip is opened anew in
+    every process: forked workers that shared one handle would move each other's position in it.
     """
 
     def __init__(self, path):
@@ -179,8 +177,8 @@ class ImageFiles:
 
 
 def _stamp(path):
-    """What changes with an image's content and costs no reading: its size; a BMP's CRC, because
-    all BMPs of the same shape have the same size."""
+    """What changes with an image's content, found without reading it: its size. BMPs of one shape
+    have all the same size, so of a BMP it is the CRC."""
     if path.suffix.lower() == ".bmp" and os.access(path, os.R_OK):
         return zlib.crc32(path.read_bytes())
     return path.stat().st_size

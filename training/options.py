@@ -507,9 +507,8 @@ def run(main, args):
         root = Path(__file__).resolve().parent.parent
         places = (root, *(root / p for p in ("models", "data", "training")))
         # Raised by a line of ours, not by what the line called: zip(.., strict=True), say.
-        ours = Path(last.filename).resolve().parent in places and (
-            last.line or "raise "
-        ).startswith("raise ")
+        raised = (last.line or "raise").startswith("raise")  # no line: sources are not at hand
+        ours = raised and Path(last.filename).resolve().parent in places
         if _out_of_memory(error):
             error = (
                 "out of memory; a smaller --batch needs less, for a training a smaller --channels "

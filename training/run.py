@@ -37,8 +37,7 @@ def resume(args, folder):
         if not states:
             raise ValueError(f"--resume: no .state file in {folder}")
         args.resume = states[0]
-    named = Path(folder) / f"{args.resume}.state"
-    if not Path(args.resume).is_file() and named.is_file():
+    elif (named := Path(folder) / f"{args.resume}.state").is_file():
         args.resume = named
     state = checkpoint.load_state(args.resume)
     if state["folder"] != str(folder):
