@@ -31,9 +31,9 @@ from training.progress import fact, file_size
 from training.run import resume, same_data
 from training.runtime import Runtime
 from training.seeing import TrainingSet
-from training.show import Painter, load_denoiser, make_pictures
+from training.show import Pipeline, load_denoiser, make_pictures
 
-GROWTH = 1, 2, 4  # of the widths, level by level
+CHANNEL_MULT = 1, 2, 4  # of the widths, level by level
 
 
 def main(args):
@@ -75,7 +75,7 @@ def train(args):
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
     channels = autoencoder.config.latent_channels
-    model, scheduler = denoiser.network_and_schedule(args, channels, GROWTH, clip_x0=False)
+    model, scheduler = denoiser.network_and_schedule(args, channels, CHANNEL_MULT, clip_x0=False)
     facts = {
         "space": "latents",
         "shape": list(data.valid.shape[1:]),
@@ -121,14 +121,14 @@ def cached_latents(args, state, runtime, autoencoder, trained_on):
 
 def show(args):
     """Generate pictures: sample latents, unwhiten them, decode."""
-    painter, facts, *_ = load(args, args.show)
-    make_pictures(painter, lambda: cached_means(args.show, facts))
+    pipeline, facts, *_ = load(args, args.show)
+    make_pictures(pipeline, lambda: cached_means(args.show, facts))
 
 
 def evaluate(args):
     """Measure a denoiser's pictures against images that neither network was trained on."""
-    painter, facts, autoencoder, trained_on = load(args, args.evaluate)
-    runtime, stats = painter.runtime, LatentStats(**facts["latent_stats"])
+    pipeline, facts, autoencoder, trained_on = load(args, args.evaluate)
+    runtime, stats = pipeline.runtime, LatentStats(**facts["latent_stats"])
     data = args.data or facts.get("data", trained_on["data"])
     root = options.data_root(args, {**trained_on, **facts})
     splits = open_images(data, root, tuple(facts["size"]))
@@ -148,11 +148,11 @@ def evaluate(args):
     cached = (cache_folder(facts) / MANIFEST).is_file()  # else all but the nearest is measured
     training_set = cached_means(args.evaluate, facts) if cached else None
     spaces = autoencoder_spaces(autoencoder, runtime, stats)
-    evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconstructed)
+    evaluate_denoiser(pipeline, test, train, spaces, to_x0, training_set, reconstructed)
 
 
 def load(args, path):
-    """(Painter of a denoiser's checkpoint, its facts, its autoencoder, the autoencoder's facts).
+    """(Pipeline of a denoiser's checkpoint, its facts, its autoencoder, the autoencoder's facts).
 
     The autoencoder is args.encoder, or is looked for. Raises ValueError where it is not found, or
     is not the one that the denoiser was trained with.
@@ -175,8 +175,8 @@ def load(args, path):
     def to_images(z):
         return autoencoder.decode(stats.unwhiten(z))
 
-    painter = Painter(args, runtime, model, scheduler, facts["shape"], to_images)
-    return painter, facts, autoencoder, trained_on
+    pipeline = Pipeline(args, runtime, model, scheduler, facts["shape"], to_images)
+    return pipeline, facts, autoencoder, trained_on
 
 
 def cached_means(path, facts):

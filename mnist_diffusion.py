@@ -23,9 +23,9 @@ from training.evaluate import Space, evaluate_denoiser, tensor_images
 from training.run import resume, same_data
 from training.runtime import Runtime
 from training.seeing import TrainingSet
-from training.show import Painter, load_denoiser, make_pictures
+from training.show import Pipeline, load_denoiser, make_pictures
 
-GROWTH = 1, 2, 2  # of the widths, level by level
+CHANNEL_MULT = 1, 2, 2  # of the widths, level by level
 
 
 def main(args):
@@ -57,7 +57,7 @@ def train(args):
     )
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
-    model, scheduler = denoiser.network_and_schedule(args, 1, GROWTH, clip_x0=True)
+    model, scheduler = denoiser.network_and_schedule(args, 1, CHANNEL_MULT, clip_x0=True)
     facts = {"space": "pixels", "shape": [1, 28, 28], "data": "mnist", "data_root": args.data_root}
     facts["scheduler"] = asdict(scheduler.config)
     folders = "checkpoints/mnist", "fig/mnist"
@@ -66,13 +66,13 @@ def train(args):
 
 def show(args):
     """Draw new digits with a trained denoiser."""
-    painter, facts = load(args, args.show)
-    make_pictures(painter, lambda: digits(options.data_root(args, facts)))
+    pipeline, facts = load(args, args.show)
+    make_pictures(pipeline, lambda: digits(options.data_root(args, facts)))
 
 
 def evaluate(args):
     """Measure a trained denoiser's digits against the test set."""
-    painter, facts = load(args, args.evaluate)
+    pipeline, facts = load(args, args.evaluate)
     root = options.data_root(args, facts)
     classifier = mnist_classifier(root)
     name = f"{classifier.config.features} features of a classifier of MNIST's digits"
@@ -80,15 +80,15 @@ def evaluate(args):
     spaces = [Space(name, lambda x: features(classifier, x))]
     test = tensor_images("MNIST's test images", mnist(root, "test"))
     train = tensor_images("MNIST's training images", mnist(root, "train"))
-    evaluate_denoiser(painter, test, train, spaces, lambda x: x, digits(root))
+    evaluate_denoiser(pipeline, test, train, spaces, lambda x: x, digits(root))
 
 
 def load(args, path):
-    """(Painter of a denoiser's checkpoint, the checkpoint's facts)."""
+    """(Pipeline of a denoiser's checkpoint, the checkpoint's facts)."""
     model, scheduler, facts = load_denoiser(path, "pixels")
     runtime = Runtime(args)
     model = runtime.place(model)
-    return Painter(args, runtime, model, scheduler, facts["shape"], lambda x0: x0), facts
+    return Pipeline(args, runtime, model, scheduler, facts["shape"], lambda x0: x0), facts
 
 
 def digits(root):

@@ -32,7 +32,7 @@ from training.checkpoint import check_channels, load_model, save_model
 from training.ema import EMA
 from training.evaluate import evaluate_autoencoder, reconstruct
 from training.metrics import gradient_magnitude, psnr
-from training.optimizer import Optimizer, rate_at
+from training.optimizer import Optimizer, lr_factor
 from training.progress import read_metrics
 from training.run import Run, not_stopping, parameters, resume, same_data
 from training.runtime import Runtime
@@ -99,7 +99,7 @@ def train(args):
     valid = fixed_images(images["train"], NUM_VALID) if valid is None else valid
     facts = {"data": args.data, "data_root": args.data_root, "size": args.size, "run": run.name}
 
-    forward, judge = runtime.compiled(model), runtime.compiled(disc)
+    forward, discriminate = runtime.compiled(model), runtime.compiled(disc)
     wanted = order.since(run.start + run.skipped)
     batches = load_batches(images["train"], wanted, runtime.workers, pin_memory=runtime.on_gpu)
     with run.progress() as progress, closing(batches):
@@ -107,7 +107,7 @@ def train(args):
             run.find_in_order(step, indices[0])
             pixels = runtime.send(pixels)
             x = to_pixels(pixels if args.no_flip else random_flip(pixels))
-            rate = rate_at(step, run.steps)
+            rate = lr_factor(step, run.steps)
             disc_trains, gan_ramp = gan_phase(step, run.steps)
             gan_weight = args.gan_weight * gan_ramp
 
@@ -119,14 +119,16 @@ def train(args):
             loss_kl = posterior.kl().mean()
             loss_gan, gan_metrics = 0.0, {}
             if gan_weight:
-                loss_gan, gan_metrics = adaptive_gan_loss(judge, x, x_hat, runtime, optimizer)
+                loss_gan, gan_metrics = adaptive_gan_loss(
+                    discriminate, x, x_hat, runtime, optimizer
+                )
             loss = loss_rec + args.kl_weight * loss_kl + gan_weight * loss_gan
             norm = optimizer.step(loss, rate)
             ema.update(model, step)
 
             # Discriminator: on the same reconstructions, at the full rate to the end.
             if disc_trains and args.gan_weight:
-                real, fake = judge_both(judge, x, x_hat.detach(), runtime)
+                real, fake = discriminate_both(discriminate, x, x_hat.detach(), runtime)
                 loss_disc = discriminator_loss(real, fake)
                 disc_optimizer.step(loss_disc, 1.0)
                 gan_metrics |= {"loss_disc": loss_disc, "logit_real": real.mean()}
@@ -181,7 +183,7 @@ def gan_phase(step, steps):
     return done >= DISC_START, min(1.0, max(0.0, ramp))
 
 
-def adaptive_gan_loss(judge, x, x_hat, runtime, optimizer):
+def adaptive_gan_loss(discriminate, x, x_hat, runtime, optimizer):
     """The generator's loss on detail, its gradient at x_hat scaled to at most the length of l2's.
 
     Esser et al. 2021, eq. 7, with the gradients at the decoder's output instead of at its last
@@ -191,7 +193,7 @@ def adaptive_gan_loss(judge, x, x_hat, runtime, optimizer):
     """
     leaf = x_hat.detach().requires_grad_()
     with runtime.autocast():
-        loss = generator_loss(judge(with_low_frequencies(leaf, x)))
+        loss = generator_loss(discriminate(with_low_frequencies(leaf, x)))
     scale = optimizer.scaler.get_scale()  # 1 but in fp16, whose small gradients would vanish
     gradient = torch.autograd.grad(loss * scale, leaf)[0] / scale
     gradient_rec = 2 * (leaf.detach() - x) / x.numel()
@@ -200,10 +202,10 @@ def adaptive_gan_loss(judge, x, x_hat, runtime, optimizer):
     return (weight * gradient * x_hat).sum(), metrics
 
 
-def judge_both(judge, x, x_hat, runtime):
+def discriminate_both(discriminate, x, x_hat, runtime):
     """The discriminator's logits of originals and of the reconstructions' detail."""
     with runtime.autocast():
-        return judge(torch.cat([x, with_low_frequencies(x_hat, x)])).chunk(2)
+        return discriminate(torch.cat([x, with_low_frequencies(x_hat, x)])).chunk(2)
 
 
 def random_flip(images):
@@ -260,7 +262,7 @@ def draw_figures(run, runtime, valid, model, disc):
         panels["discriminator's loss, GAN weight"] = ["loss_disc", "gan_weight"]
         panels["adaptive weight of the GAN term"] = ["adaptive_weight"]
         with torch.no_grad():
-            real, fake = judge_both(disc, runtime.send(x), runtime.send(x_hat), runtime)
+            real, fake = discriminate_both(disc, runtime.send(x), runtime.send(x_hat), runtime)
         title = f"{run.name}: the discriminator's confidence per patch, with its mean above"
         figures.confidences(run.fig / "confidences.png", title, x, x_hat, real, fake)
     figures.curves(run.fig / "losses.png", read_metrics(run.metrics, run.name), panels)

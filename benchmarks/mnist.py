@@ -27,7 +27,7 @@ from benchmarks import steps
 from benchmarks.report import ROOT, Report, alternate, installed
 from data.images import mnist, to_pixels
 from data.order import ShuffledOrder
-from mnist_diffusion import GROWTH
+from mnist_diffusion import CHANNEL_MULT
 from models.diffusion import LOG_MEAN, LOG_STD, SHARE
 from models.samplers import picture_noise, sample
 from training import denoiser, options
@@ -35,7 +35,7 @@ from training.checkpoint import fingerprint
 from training.classifier import features, mnist_classifier
 from training.ema import EMA
 from training.metrics import frechet_distance
-from training.optimizer import rate_at
+from training.optimizer import lr_factor
 from training.runtime import Runtime
 from training.show import load_denoiser
 
@@ -187,13 +187,13 @@ def mnist_args(*more):
 
 
 def our_network():
-    return denoiser.network_and_schedule(mnist_args(), 1, GROWTH, clip_x0=True)
+    return denoiser.network_and_schedule(mnist_args(), 1, CHANNEL_MULT, clip_x0=True)
 
 
 def peers():
     """{name: function of a device -> Peer} of those that are installed."""
     args = mnist_args()
-    ours = {"batch": args.batch, "lr": args.lr, "schedule": rate_at, "ema": OurEMA}
+    ours = {"batch": args.batch, "lr": args.lr, "schedule": lr_factor, "ema": OurEMA}
     ours |= {"betas": (0.9, 0.99)}
     found = {}
     if installed("diffusers"):

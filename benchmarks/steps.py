@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_encoder
 from benchmarks.report import alternate, installed, python, synchronize
-from latent_diffusion import GROWTH
+from latent_diffusion import CHANNEL_MULT
 from models.diffusion import Objective
 from models.discriminator import discriminator_loss
 from training import denoiser, options
@@ -50,7 +50,7 @@ def latent_shape(on_gpu):
 
 def our_network():
     """The denoiser of latent_diffusion.py --train, untrained."""
-    return denoiser.network_and_schedule(latent_args(), 3, GROWTH, clip_x0=False)
+    return denoiser.network_and_schedule(latent_args(), 3, CHANNEL_MULT, clip_x0=False)
 
 
 def our_denoiser(device, precision):
@@ -183,7 +183,7 @@ def our_autoencoder(device, precision):
         loss = loss + args.gan_weight * loss_gan
         optimizer.step(loss, 1.0)
         ema.update(model, 1000)
-        real, fake = train_encoder.judge_both(disc, x, x_hat.detach(), runtime)
+        real, fake = train_encoder.discriminate_both(disc, x, x_hat.detach(), runtime)
         disc_optimizer.step(discriminator_loss(real, fake), 1.0)
 
     return step, model

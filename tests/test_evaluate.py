@@ -30,18 +30,18 @@ from training.checkpoint import fingerprint, load_model, save_model
 from training.metrics import gradient_magnitude, ssim
 from training.runtime import Runtime
 from training.seeing import TrainingSet
-from training.show import Painter
+from training.show import Pipeline
 
 
 def last_record(path):
     return json.loads(path.read_text().splitlines()[-1])
 
 
-def painter(out, n):
-    """A Painter of 8x8 pictures in memory, for n samples in the folder out."""
+def pipeline(out, n):
+    """A Pipeline of 8x8 pictures in memory, for n samples in the folder out."""
     args = ("--evaluate", "d", *CPU, "--sampling-steps", 2, "--num-images", n, "--out", out)
     args = options.parse_mnist([str(a) for a in args])
-    return Painter(args, Runtime(args), randomize(small_unet(1)), scheduler(clip_x0=True),
+    return Pipeline(args, Runtime(args), randomize(small_unet(1)), scheduler(clip_x0=True),
                    [1, 8, 8], lambda x0: x0)  # fmt: skip
 
 
@@ -57,10 +57,10 @@ def test_samples_as_good_as_real_images_get_the_floor(tmp_path, monkeypatch, cap
     picked = list(evaluate.tensor_images("", images).batches(20))
     made = to_pixels(torch.cat(picked))  # what the floor draws too
 
-    def paint(painter, folder):
+    def paint(pipeline, folder):
         from training.figures import save_image, single_image
 
-        for seed in painter.seeds:
+        for seed in pipeline.seeds:
             save_image(folder / f"seed{seed:06d}.png", single_image(made[seed]))
 
     monkeypatch.setattr(evaluate, "fill_folder", paint)
@@ -69,7 +69,7 @@ def test_samples_as_good_as_real_images_get_the_floor(tmp_path, monkeypatch, cap
     test = replace(test, size=52)  # two of them cannot be read
     training_set = TrainingSet(lambda i: to_pixels(images[list(i)]), len(images))
     evaluate.evaluate_denoiser(
-        painter(tmp_path / "out", 20), test, train, [flat_space(5)], lambda x: x, training_set
+        pipeline(tmp_path / "out", 20), test, train, [flat_space(5)], lambda x: x, training_set
     )
     record = last_record(tmp_path / "out" / "evaluation.jsonl")
     distances = record["spaces"]["5 pixels"]
@@ -129,7 +129,7 @@ def test_the_figure_of_the_trade_has_recall_to_the_right(tmp_path, monkeypatch):
 
 
 def test_too_few_images_are_said_before_the_samples_are_made(digits, capsys, monkeypatch):
-    def not_made(painter, folder):
+    def not_made(pipeline, folder):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "fill_folder", not_made)

@@ -23,7 +23,7 @@ from models.discriminator import (
 from training import denoiser, options
 from training.checkpoint import load_model, load_state, save_model
 from training.ema import EMA
-from training.optimizer import Optimizer, rate_at
+from training.optimizer import Optimizer, lr_factor
 from training.progress import Progress, file_size, read_metrics
 from training.run import Run
 
@@ -109,17 +109,17 @@ def test_the_autoencoder_minimises_l2_kl_and_gan(folder, monkeypatch, optimized)
     """l2 + W KL + V GAN at the run's rate, and the discriminator's hinge loss at the full rate."""
     monkeypatch.setattr(train_encoder, "adaptive_gan_loss", lambda *args: (5.0, {}))
 
-    def satisfied(judge, x, x_hat, runtime):
-        nothing = 0 * judge(x)
+    def satisfied(discriminate, x, x_hat, runtime):
+        nothing = 0 * discriminate(x)
         return nothing + 3, nothing - 2  # original, fake: the other way round the hinge loss is 7/2
 
-    monkeypatch.setattr(train_encoder, "judge_both", satisfied)
+    monkeypatch.setattr(train_encoder, "discriminate_both", satisfied)
     encoder("--kl-weight", 0.5, "--gan-weight", 2)
     losses, rates = [], []
     for step, record in enumerate(read_metrics("fig/autoencoder/metrics.jsonl", "a")):
         assert record["step"] == step + 1
         losses.append(record["loss_rec"] + 0.5 * record["loss_kl"] + 5 * record["gan_weight"])
-        rates.append(rate_at(step, STEPS))
+        rates.append(lr_factor(step, STEPS))
         if step >= STEPS / 2:
             losses.append(0.0)
             rates.append(1.0)
@@ -132,7 +132,7 @@ def test_the_discriminator_judges_detail():
     disc = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)))
     x, x_hat = torch.randn(2, 2, 3, 32, 32)
     with torch.no_grad():
-        real, fake = train_encoder.judge_both(disc, x, x_hat, cpu())
+        real, fake = train_encoder.discriminate_both(disc, x, x_hat, cpu())
         torch.testing.assert_close(real, disc(x))
         torch.testing.assert_close(fake, disc(with_low_frequencies(x_hat, x)))
         assert (fake - disc(x_hat)).abs().max() > 1e-3
@@ -172,7 +172,7 @@ def test_the_denoiser_takes_its_flags(folder, monkeypatch, optimized, kind):
     assert made == [(density, 2.0)]
     model, facts = load_model(newest(kind), "UNet")
     assert model.config.dropout == 0.3
-    assert [rate for _, rate in optimized] == [rate_at(step, STEPS) for step in range(STEPS)]
+    assert [rate for _, rate in optimized] == [lr_factor(step, STEPS) for step in range(STEPS)]
     schedule = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
     assert facts["scheduler"] == {**schedule, "clip_x0": kind == "mnist"}
 
@@ -336,7 +336,7 @@ def compared(monkeypatch):
 
 def test_faces_are_compared_with_images_that_were_not_trained_on(folder, monkeypatch):
     latent()
-    painter, test, train, _, to_x0, training_set, reconstruct = compared(monkeypatch)
+    pipeline, test, train, _, to_x0, training_set, reconstruct = compared(monkeypatch)
     splits = open_images("pictures", None, (16, 16))
     assert (test.name, test.size) == ("pictures's validation images", len(splits["valid"]))
     assert (train.name, train.size) == ("pictures's training images", len(splits["train"]))
@@ -350,9 +350,9 @@ def test_faces_are_compared_with_images_that_were_not_trained_on(folder, monkeyp
         autoencoder = untrained()
         stats = LatentDataset(next(Path("encoded_img").iterdir()), "train").stats
         z = torch.randn(2, 3, 4, 4)
-        torch.testing.assert_close(painter.to_images(z), autoencoder.decode(stats.unwhiten(z)))
+        torch.testing.assert_close(pipeline.to_images(z), autoencoder.decode(stats.unwhiten(z)))
         torch.testing.assert_close(reconstruct(x), autoencoder.decode(autoencoder.encode(x).mean))
-    assert not painter.scheduler.config.clip_x0
+    assert not pipeline.scheduler.config.clip_x0
 
 
 def test_celeba_is_compared_with_its_test_split(folder, monkeypatch):

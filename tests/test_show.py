@@ -11,11 +11,13 @@ from PIL import Image
 
 import mnist_diffusion
 from data.images import mnist, to_pixels
+from models.samplers import picture_noise
+from models.scheduler import SPACINGS
 from training import figures, options, seeing
 from training.checkpoint import save_model
 from training.runtime import Runtime
 from training.seeing import TrainingSet, nearest
-from training.show import Painter
+from training.show import Pipeline
 
 SHAPE = [1, 8, 8]
 
@@ -35,18 +37,33 @@ def digits(tmp_path, monkeypatch):
     return show
 
 
-def painter(*flags):
-    """A Painter of an 8x8 denoiser in memory, with these flags."""
+def pipeline(*flags):
+    """A Pipeline of an 8x8 denoiser in memory, with these flags."""
     flags = ("--show", "d", *CPU, "--sampling-steps", 4, *flags)
     args = options.parse_mnist([str(flag) for flag in flags])
     model, s = randomize(small_unet(1)), scheduler(clip_x0=True)
-    return Painter(args, Runtime(args), model, s, SHAPE, lambda x0: x0)
+    return Pipeline(args, Runtime(args), model, s, SHAPE, lambda x0: x0)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_spacing_decides_which_t_are_visited(sampler):
+    quadratic = "--spacing", "quadratic"
+    for flags, want in (((), [999, 749, 499, 249]), (quadratic, [999, 561, 249, 61])):
+        p, visited = pipeline("--sampler", sampler, *flags), []
+        draw = picture_noise([0], SHAPE, "cpu")
+        p.sample(draw, lambda t, *_, visited=visited: visited.append(t))
+        assert visited == want
+        assert p.settings.get("spacing", "trailing") == (flags or ("", "trailing"))[1]
+
+
+def test_spacings_are_those_of_the_scheduler():
+    assert options.SPACINGS == SPACINGS
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 1000), ("ddim", 50), ("dpm++", 20)])
 def test_samplers_take_the_steps_that_readme_says(sampler, steps):
     args = options.parse_mnist(["--show", "d", *CPU, "--sampler", sampler])
-    assert Painter(args, None, None, scheduler(), SHAPE, None).steps == steps
+    assert Pipeline(args, None, None, scheduler(), SHAPE, None).steps == steps
 
 
 def test_a_folder_is_gone_on_with(digits, tmp_path, capsys):
@@ -70,14 +87,15 @@ def test_pictures_say_how_they_were_made(digits, tmp_path):
     text = Image.open(tmp_path / "out/seed000009.png").text
     assert len(text.pop("denoiser")) == 16
     assert text == {
-        "seed": "9", "sampler": "ddim", "sampling_steps": "4", "eta": "0.5", "sigma_scale": "1.0",
-        "precision": "fp32",
+        "seed": "9", "sampler": "ddim", "sampling_steps": "4", "spacing": "trailing",
+        "eta": "0.5", "sigma_scale": "1.0", "precision": "fp32",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(("flags", "message"), [
     (("--sampler", "dpm++"), "was made with sampler ddpm, not dpm++"),
     (("--sigma-scale", 0.9), "was made with sigma_scale 1.0, not 0.9"),
+    (("--spacing", "quadratic"), "was made with spacing trailing, not quadratic"),
 ])  # fmt: skip
 def test_a_folder_of_other_settings_is_refused(digits, tmp_path, flags, message):
     digits("--num-images", 1, "--out", "out")
@@ -137,7 +155,7 @@ def test_memory_is_flat_over_pictures(digits, monkeypatch):
 @pytest.mark.parametrize(("out", "message"), [
     ("d.safetensors/x.png", "d.safetensors"), ("d.safetensors/x", "d.safetensors")])  # fmt: skip
 def test_impossible_places_are_refused_before_anything_is_made(digits, monkeypatch, out, message):
-    monkeypatch.setattr(Painter, "sample", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr(Pipeline, "sample", lambda *_: pytest.fail("sampled"))
     with pytest.raises((ValueError, OSError), match=message):
         digits("--out", out)
 
@@ -149,8 +167,8 @@ def test_decoding_is_done_in_slices():
         sizes.append(len(x0))
         return x0
 
-    p = painter()
-    images = Painter(p.args, p.runtime, p.model, p.scheduler, SHAPE, to_images).decode(
+    p = pipeline()
+    images = Pipeline(p.args, p.runtime, p.model, p.scheduler, SHAPE, to_images).decode(
         torch.randn(40, *SHAPE)
     )
     assert images.shape == (40, *SHAPE) and max(sizes) <= 16 and sum(sizes) == 40
@@ -166,7 +184,7 @@ def test_film_ends_with_the_picture(sampler, tmp_path, monkeypatch):
         figures, "image_rows",
         lambda path, rows, *more: (shown.update(rows=rows), rows_of(path, rows, *more)),
     )  # fmt: skip
-    p = painter("--film", "--sampler", sampler, "--sampling-steps", 30, "--seed", 5)
+    p = pipeline("--film", "--sampler", sampler, "--sampling-steps", 30, "--seed", 5)
     seeing.film(p, tmp_path / "film.png")
     ((_, images, _),) = p.batches([5])
     assert len(shown["frames"]) == 30 and shown["frames"][0].shape == (2, *SHAPE)
@@ -188,7 +206,7 @@ def test_film_makes_a_strip_and_an_animation(digits, tmp_path, monkeypatch):
 def test_interpolation_goes_from_seed_to_seed(tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr(figures, "save_grid", lambda path, x, columns: shown.update(x=x))
-    p = painter("--interpolate", 4, 11, "--batch", 4)
+    p = pipeline("--interpolate", 4, 11, "--batch", 4)
     seeing.interpolation(p, tmp_path / "i.png", *p.args.interpolate)
     ends = torch.cat([images for _, images, _ in p.batches([4, 11])])
     assert len(shown["x"]) == options.SEEING["interpolate"]
@@ -214,7 +232,7 @@ def test_planted_copies_stand_under_their_samples(tmp_path, monkeypatch):
         figures, "image_rows",
         lambda path, rows, title, captions: shown.update(rows=rows, captions=captions),
     )  # fmt: skip
-    p = painter("--neighbours", "--num-images", 3, "--seed", 2, "--batch", 2)
+    p = pipeline("--neighbours", "--num-images", 3, "--seed", 2, "--batch", 2)
     copies = torch.cat([x0 for _, _, x0 in p.batches([3, 2, 4])])
     training_set = torch.cat([torch.randn(20, *SHAPE), copies])
     seeing.neighbours(p, tmp_path / "n.png", TrainingSet(lambda r: training_set[list(r)], 23))

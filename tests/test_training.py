@@ -39,7 +39,7 @@ from training import options
 from training.checkpoint import checkpoints_in, load_model, load_state, save_model
 from training.denoiser import NUM_BANDS, DenoiserData, metrics, validate
 from training.ema import EMA
-from training.optimizer import Optimizer, rate_at
+from training.optimizer import Optimizer, lr_factor
 from training.progress import Progress, keep_until, read_metrics
 from training.run import Run, in_slices
 
@@ -80,12 +80,12 @@ def test_ema_has_its_decay_once_it_is_warm():
 
 
 def test_rate_warms_up_then_falls():
-    rates = [rate_at(step, 1000) for step in range(1000)]
+    rates = [lr_factor(step, 1000) for step in range(1000)]
     top = rates.index(max(rates))
     assert max(rates) == 1 and 45 <= top <= 55
     assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[0] > 0 and rates[-1] == pytest.approx(0.01, abs=1e-4)
-    assert all(0 < rate_at(step, steps) <= 1 for steps in (1, 2, 7) for step in range(steps))
+    assert all(0 < lr_factor(step, steps) <= 1 for steps in (1, 2, 7) for step in range(steps))
 
 
 def test_gradient_is_clipped_and_its_norm_reported():
@@ -132,21 +132,22 @@ def test_gan_phases_are_fractions_of_the_run():
 @pytest.mark.parametrize("residual", [1e-3, 10.0])
 def test_adaptive_loss_is_a_scaled_generator_loss(residual):
     """Its gradient is weight * that of generator_loss on detail, weight = min(1, |l2| / |GAN|)."""
-    judge = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)))
+    discriminate = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)))
     x = torch.randn(2, 3, 16, 24)
     x_hat = (x + residual * torch.randn_like(x)).requires_grad_()
-    optimizer = Optimizer(judge, 1e-3, (0.5, 0.9), 1.0, cpu())
-    loss, metrics = train_encoder.adaptive_gan_loss(judge, x, x_hat, cpu(), optimizer)
+    optimizer = Optimizer(discriminate, 1e-3, (0.5, 0.9), 1.0, cpu())
+    loss, metrics = train_encoder.adaptive_gan_loss(discriminate, x, x_hat, cpu(), optimizer)
     (got,) = torch.autograd.grad(loss, x_hat)
     detail = with_low_frequencies(x_hat, x)
-    (gan,) = torch.autograd.grad(generator_loss(judge(detail)), x_hat)
+    (gan,) = torch.autograd.grad(generator_loss(discriminate(detail)), x_hat)
     (rec,) = torch.autograd.grad((x_hat - x).square().mean(), x_hat)
     weight = min(1.0, (rec.norm() / gan.norm()).item())
     assert metrics["adaptive_weight"].item() == pytest.approx(weight, rel=1e-4)
     torch.testing.assert_close(got, weight * gan, rtol=1e-4, atol=1e-9)
     assert got.norm() <= rec.norm() * 1.001
     assert got.sum(dim=(2, 3)).abs().max() < 1e-4 * got.abs().sum()  # no shift of colours
-    assert all(p.grad is None for p in judge.parameters())  # the generator's step trains it not
+    # The generator's step does not train it.
+    assert all(p.grad is None for p in discriminate.parameters())
 
 
 def test_psnr_is_per_image_then_averaged():
@@ -268,13 +269,13 @@ def test_compiled_autoencoder_and_discriminator_give_the_same_gradients(monkeypa
     x, runtime, results = torch.randn(2, 3, 16, 16), cpu(), []
     for wish in ("off", "on"):
         runtime.decide_compile(wish, steps=1)
-        forward, judge = runtime.compiled(model), runtime.compiled(disc)
+        forward, discriminate = runtime.compiled(model), runtime.compiled(disc)
         torch.manual_seed(0)
         x_hat, posterior = forward(x)
-        gan, _ = train_encoder.adaptive_gan_loss(judge, x, x_hat, runtime, optimizer)
+        gan, _ = train_encoder.adaptive_gan_loss(discriminate, x, x_hat, runtime, optimizer)
         loss = (x_hat - x).square().mean() + posterior.kl().mean() + gan
         grads = torch.autograd.grad(loss, list(model.parameters()))
-        real, fake = train_encoder.judge_both(judge, x, x_hat.detach(), runtime)
+        real, fake = train_encoder.discriminate_both(discriminate, x, x_hat.detach(), runtime)
         of_disc = torch.autograd.grad((real - fake).mean(), list(disc.parameters()))
         results.append(torch.cat([g.flatten() for g in (loss, *grads, *of_disc)]))
     plain, compiled = results

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from data.images import mnist, mnist_labels, to_pixels, to_uint8
 from models.classifier import Classifier, ClassifierConfig
 from training.checkpoint import load_model, save_model
-from training.optimizer import rate_at
+from training.optimizer import lr_factor
 
 CONFIG = ClassifierConfig(1, (32, 64, 64, 128), 128, 10)
 EPOCHS, BATCH, LR, SHIFT, SEED = 4, 128, 4e-3, 2, 0  # SHIFT: of digits, in pixels
@@ -56,7 +56,7 @@ def _train(images, labels):
             optimizer.zero_grad()
             loss.backward()
             for group in optimizer.param_groups:
-                group["lr"] = LR * rate_at(step, EPOCHS * per_epoch)
+                group["lr"] = LR * lr_factor(step, EPOCHS * per_epoch)
             optimizer.step()
             bar.update()
     return model.eval()

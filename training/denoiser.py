@@ -17,7 +17,7 @@ from models.unet import UNet, UNetConfig
 from training import figures
 from training.checkpoint import save_model
 from training.ema import EMA
-from training.optimizer import Optimizer, rate_at
+from training.optimizer import Optimizer, lr_factor
 from training.progress import read_metrics
 from training.run import Run, in_slices, not_stopping, parameters
 
@@ -41,13 +41,13 @@ class DenoiserData:
     decode: Callable
 
 
-def network_and_schedule(args, in_channels, growth, clip_x0):
+def network_and_schedule(args, in_channels, channel_mult, clip_x0):
     """An untrained UNet by --channels, --blocks and --dropout, and its schedule.
 
-    growth: the levels' widths, as multiples of --channels.
+    channel_mult: the levels' widths, as multiples of --channels.
     """
     c = args.channels
-    widths = tuple(c * times for times in growth)
+    widths = tuple(c * times for times in channel_mult)
     config = UNetConfig(in_channels, widths, args.blocks, norm_groups(c), args.dropout)
     # T and the betas of Ho et al. 2020, section 4. Checkpoints keep them, a run's state does not.
     return UNet(config), DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0))
@@ -81,7 +81,7 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
             x0 = data.draw(run.order.indices(step))
             with runtime.autocast():
                 loss, losses, t = objective(forward, x0)
-            norm = optimizer.step(loss, rate_at(step, run.steps))
+            norm = optimizer.step(loss, lr_factor(step, run.steps))
             ema.update(model, step)
             progress.add(gradient_norm=norm, **metrics(losses, t, objective.importance))
 

@@ -109,7 +109,7 @@ def describe(batches, spaces, what, total, to_x0=None):
 # ---- A denoiser ---------------------------------------------------------------------------------
 
 
-def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconstruct=None):
+def evaluate_denoiser(pipeline, test, train, spaces, to_x0, training_set, reconstruct=None):
     """Sample, compare, print; everything also goes to evaluation.jsonl beside the samples.
 
     test, train: RealImages. to_x0: images in [-1, 1] -> x0 as the denoiser sees it. training_set:
@@ -117,29 +117,30 @@ def evaluate_denoiser(painter, test, train, spaces, to_x0, training_set, reconst
     makes of their latents, whose distance is the autoencoder's share of the samples'. Samples are
     PNGs in args.out; those that are there are kept.
     """
-    args, folder = painter.args, Path(painter.args.out)
-    check_out(painter, folder)
+    args, folder = pipeline.args, Path(pipeline.args.out)
+    check_out(pipeline, folder)
     count = args.num_images
     against = min(test.size, MOST_REAL)
     hoped = {"samples": count, "test images": against, "training images": min(train.size, count)}
     _warn_of_too_few(spaces, hoped, test)
-    fill_folder(painter, folder)
-    paths = [folder / f"seed{seed:06d}.png" for seed in painter.seeds]
+    fill_folder(pipeline, folder)
+    paths = [folder / f"seed{seed:06d}.png" for seed in pipeline.seeds]
     samples = describe(_read(paths), spaces, "samples", count, to_x0)
     real = describe(test.batches(against), spaces, "test images", against, to_x0)
     others = describe(train.batches(count), spaces, "training images", count)
-    settings = "".join(f", {key} {value:g}" for key, value in painter.settings.items())
-    label = f"{args.sampler}, {painter.steps} steps{settings}"
-    clipped = "x0 clipped" if painter.scheduler.config.clip_x0 else "x0 not clipped"
+    numbers = {k: f"{v:g}" if isinstance(v, float) else v for k, v in pipeline.settings.items()}
+    settings = "".join(f", {key} {value}" for key, value in numbers.items())
+    label = f"{args.sampler}, {pipeline.steps} steps{settings}"
+    clipped = "x0 clipped" if pipeline.scheduler.config.clip_x0 else "x0 not clipped"
     record = {
         "denoiser": str(args.evaluate),
-        "denoiser_id": fingerprint(painter.model)[:16],
+        "denoiser_id": fingerprint(pipeline.model)[:16],
         "label": label,
         "counts": [count, len(real), len(others)],
         "real": [test.name, train.name],
-        "protocol": f"{count} samples, seeds {painter.seeds[0]} to {painter.seeds[-1]}, "
-        f"{label}, {clipped}, averaged weights, "
-        f"{painter.runtime.precision}; against {len(real)} of {test.name}; floor: {len(others)} of "
+        "protocol": f"{count} samples, seeds {pipeline.seeds[0]} to {pipeline.seeds[-1]}, "
+        f"{label}, {clipped}, averaged weights, {pipeline.runtime.precision}; "
+        f"against {len(real)} of {test.name}; floor: {len(others)} of "
         f"{train.name}",
     }
     print(fact("protocol", record["protocol"]))

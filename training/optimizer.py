@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-def rate_at(step, steps, warmup=0.05, floor=0.01):
+def lr_factor(step, steps, warmup=0.05, floor=0.01):
     """Share of the learning rate at this step of the run: linear warm-up, then cosine to floor.
 
     warmup: share of the run, at most 500 steps.

@@ -32,8 +32,8 @@ ONLY_TRAIN = {
     "latent_channels", "kl_weight", "gan_weight",
 }  # fmt: skip
 ONLY_SHOW = {
-    "num_images", "sampler", "sampling_steps", "eta", "sigma_scale", "out", "film", "interpolate",
-    "neighbours",
+    "num_images", "sampler", "sampling_steps", "spacing", "eta", "sigma_scale", "out", "film",
+    "interpolate", "neighbours",
 }  # fmt: skip
 TO_EVALUATE = {"data", "data_root", "workers"}  # of ONLY_TRAIN, what --evaluate takes too
 EVALUATED, EVALUATED_STEPS = 2000, 50  # samples, and ddpm's steps for each, of --evaluate
@@ -41,6 +41,7 @@ EVALUATED, EVALUATED_STEPS = 2000, 50  # samples, and ddpm's steps for each, of 
 SAMPLING = {
     "ddpm": (None, ("sigma_scale",)), "ddim": (50, ("eta", "sigma_scale")), "dpm++": (20, ())
 }  # fmt: skip
+SPACINGS = "trailing", "quadratic"  # of the t that are kept where steps are skipped
 FEWEST = {"evaluate": 2, "interpolate": 2}  # pictures in one of these
 MOST = {"film": 8, "neighbours": 100}  # they are kept until all are drawn as one
 SEEING = {"film": 1, "interpolate": 9, "neighbours": 8}  # pictures in each of these figures
@@ -260,6 +261,11 @@ def _showing(parser, default, folder):
     text = "denoising steps (default: T for ddpm, 50 for ddim, 20 for dpm++)"
     limits = "1 to the schedule's T, which is 1000"
     _flag(group, "--sampling-steps", text, integer(1, 10**6), "N", limits=limits)
+    text = (
+        "where steps are skipped: trailing takes even ones; quadratic shorter ones towards t = 0, "
+        "where detail is decided"
+    )
+    _choice(group, "--spacing", text, SPACINGS, SPACINGS[0])
     text = "noise of --sampler ddim: 0 adds none, 1 as much as ddpm with skipped steps"
     _flag(group, "--eta", text, number(0, 1), "E", 0.0)
     text = (
@@ -426,6 +432,9 @@ def _finish_showing(parser, args, num_images, folder):
     if "sigma_scale" in args.given and any(silent.values()):
         what = next(name for name, holds in silent.items() if holds)
         parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
+    all_steps = args.sampling_steps is None and SAMPLING[args.sampler][0] is None
+    if "spacing" in args.given and all_steps and args.evaluate is None:
+        parser.error(f"--spacing needs --sampling-steps: {args.sampler} skips no step without it")
     figure = next((name for name in SEEING if name in args.given), None)
     args.num_images = args.num_images or SEEING.get(figure, num_images)
     if args.evaluate is not None:
@@ -452,6 +461,7 @@ def _named_by_settings(args):
     """A folder's name for the samples of --evaluate: the checkpoint's, and the sampler's flags."""
     steps, flags = SAMPLING[args.sampler]
     name = f"{Path(args.evaluate).stem}-{args.sampler}{args.sampling_steps or steps}"
+    name += f"-{args.spacing}" if "spacing" in args.given else ""
     return name + "".join(f"-{flag}{getattr(args, flag):g}" for flag in flags if flag in args.given)
 
 

@@ -27,12 +27,12 @@ class TrainingSet:
     size: int
 
 
-def film(painter, out):
+def film(pipeline, out):
     """How each picture comes out of noise: out (a strip) and the same name in .gif (animated).
 
     Both show xt and the x0 predicted from it, from t = T-1 down to the last.
     """
-    seeds, steps = painter.seeds, painter.steps
+    seeds, steps = pipeline.seeds, pipeline.steps
     shown = set(_spread(steps, FRAMES))
     calls, frames = itertools.count(), []  # (t, xt, x0_hat), on the CPU
     with tqdm(total=steps, unit="step") as bar:
@@ -40,14 +40,14 @@ def film(painter, out):
         def on_step(t, xt, eps_hat):
             if next(calls) in shown:
                 at = torch.full((len(xt),), t, device=xt.device)
-                x0_hat = painter.scheduler.predict_x0(xt, eps_hat, at)
+                x0_hat = pipeline.scheduler.predict_x0(xt, eps_hat, at)
                 frames.append((t, xt.cpu(), x0_hat.cpu()))
             bar.update()
 
-        painter.sample(picture_noise(seeds, painter.shape, painter.runtime.device), on_step)
+        pipeline.sample(picture_noise(seeds, pipeline.shape, pipeline.runtime.device), on_step)
 
     def images(x):
-        return painter.decode(x.to(painter.runtime.device))
+        return pipeline.decode(x.to(pipeline.runtime.device))
 
     made = [(t, images(xt), images(x0_hat)) for t, xt, x0_hat in frames]
     picks = [made[k] for k in _spread(len(made), STRIP)]
@@ -57,7 +57,7 @@ def film(painter, out):
         rows[f"{label}xt"] = torch.stack([xt[i] for _, xt, _ in picks])
         rows[f"{label}x0_hat"] = torch.stack([x0_hat[i] for _, _, x0_hat in picks])
     captions = {next(iter(rows)): [f"t = {t}" for t, _, _ in picks]}
-    sampler = f"{painter.args.sampler}, {steps} steps"
+    sampler = f"{pipeline.args.sampler}, {steps} steps"
     title = f"From noise to a picture: xt, and x0 predicted from it ({sampler})"
     figures.image_rows(out, rows, title, captions)
     animation = out.with_suffix(".gif")
@@ -72,18 +72,18 @@ def _spread(n, count):
     return torch.linspace(0, n - 1, min(count, n)).round().long().tolist()
 
 
-def interpolation(painter, out, seed_a, seed_b):
+def interpolation(pipeline, out, seed_a, seed_b):
     """A strip of args.num_images pictures from seed_a's to seed_b's: the noise that they are made
     of, at the start and at every step, moves along the arc between the two seeds' noises."""
-    weights = torch.linspace(0, 1, painter.args.num_images).tolist()
+    weights = torch.linspace(0, 1, pipeline.args.num_images).tolist()
     noise = functools.partial(interpolated_noise, seed_a, seed_b)
-    strip = [images for _, images, _ in painter.batches(weights, noise)]
+    strip = [images for _, images, _ in pipeline.batches(weights, noise)]
     figures.save_grid(out, torch.cat(strip), columns=len(weights))
 
 
-def neighbours(painter, out, training_set):
+def neighbours(pipeline, out, training_set):
     """Each sample above the training images nearest to it, with their distances."""
-    seeds, images, x0 = zip(*painter.batches(painter.seeds), strict=True)
+    seeds, images, x0 = zip(*pipeline.batches(pipeline.seeds), strict=True)
     samples, x0 = torch.cat(images), torch.cat(x0)
     distances, indices = nearest(x0, training_set, NEIGHBOURS)
     rows = {"sample": samples}
@@ -91,7 +91,7 @@ def neighbours(painter, out, training_set):
     for k in range(indices.shape[1]):
         label = "nearest" if k == 0 else f"nearest {k + 1}"
         found = torch.cat([training_set.x0(range(i, i + 1)) for i in indices[:, k].tolist()])
-        rows[label] = painter.decode(found.to(painter.runtime.device))
+        rows[label] = pipeline.decode(found.to(pipeline.runtime.device))
         captions[label] = [f"{d:.3f}" for d in distances[:, k].tolist()]
     space = "pixels" if samples.shape == x0.shape else "latents"
     title = f"Samples, and the training images nearest to them in {space} (root mean square)"

@@ -38,7 +38,7 @@ def load_denoiser(path, space):
 
 
 @dataclass(frozen=True)
-class Painter:
+class Pipeline:
     """A denoiser with the sampler that args ask for: from noise to x0 and to pictures.
 
     shape: (c, h, w) of x0. to_images: x0 -> images (B, C, H, W) in [-1, 1], on the device.
@@ -59,9 +59,13 @@ class Painter:
 
     @property
     def settings(self):
-        """What the sampler takes beside the number of steps."""
+        """What the sampler takes beside the number of steps; trailing spacing is not mentioned."""
         _, names = SAMPLING[self.args.sampler]
-        return {name: getattr(self.args, name) for name in names}
+        settings = {name: getattr(self.args, name) for name in names}
+        skips = self.steps < self.scheduler.num_steps
+        if skips and self.args.spacing != "trailing":
+            settings["spacing"] = self.args.spacing
+        return settings
 
     @property
     def seeds(self):
@@ -95,40 +99,40 @@ class Painter:
                 yield batch, self.decode(x0), x0
 
 
-def make_pictures(painter, training_set):
-    """Make what painter.args ask for: pictures in a grid or folder, a film, a path, or neighbours.
+def make_pictures(pipeline, training_set):
+    """Make what pipeline.args ask for: pictures in a grid or folder, a film, a path, or neighbours.
 
     Picture i has seed args.seed + i. training_set: a function without arguments ->
     seeing.TrainingSet. Raises ValueError when args.out cannot be written to, or the steps are not
     in 1 .. T, before anything is made.
     """
-    args = painter.args
+    args = pipeline.args
     out = Path(args.out)
     as_grid = out.suffix.lower() in figures.PICTURES
     others = training_set() if args.neighbours else None
-    check_out(painter, out)
-    print(f"{args.sampler}, {painter.steps} steps a picture, on {painter.runtime}", flush=True)
+    check_out(pipeline, out)
+    print(f"{args.sampler}, {pipeline.steps} steps a picture, on {pipeline.runtime}", flush=True)
     began = time.monotonic()
     if args.film:
-        seeing.film(painter, out)
+        seeing.film(pipeline, out)
     elif args.interpolate:
-        seeing.interpolation(painter, out, *args.interpolate)
+        seeing.interpolation(pipeline, out, *args.interpolate)
     elif args.neighbours:
-        seeing.neighbours(painter, out, others)
+        seeing.neighbours(pipeline, out, others)
     elif as_grid:
-        grid = [to_uint8(images) for _, images, _ in painter.batches(painter.seeds)]
+        grid = [to_uint8(images) for _, images, _ in pipeline.batches(pipeline.seeds)]
         figures.save_grid(out, torch.cat(grid))
     else:
-        fill_folder(painter, out)
+        fill_folder(pipeline, out)
     print(f"saved {out} in {time.monotonic() - began:.1f} s")
     if as_grid:
         figures.show_window(out)
 
 
-def check_out(painter, out):
+def check_out(pipeline, out):
     """Make the folder that out needs; ValueError where it cannot be made or written to, or where
-    the painter's steps are not in 1 .. T."""
-    painter.scheduler.timesteps(painter.steps)
+    the pipeline's steps are not in 1 .. T."""
+    pipeline.scheduler.timesteps(pipeline.steps)
     as_grid = out.suffix.lower() in figures.PICTURES
     if not as_grid and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
@@ -141,27 +145,28 @@ def check_out(painter, out):
         raise ValueError(f"--out {out}: {error}") from None
 
 
-def fill_folder(painter, folder):
+def fill_folder(pipeline, folder):
     """seedNNNNNN.png for each seed, its settings in its text; those that are there are kept.
 
     Raises ValueError when a picture that is there was made with other settings.
     """
     text = {
-        "denoiser": fingerprint(painter.model)[:16],
-        "sampler": painter.args.sampler,
-        "sampling_steps": painter.steps,
-        **painter.settings,
-        "precision": painter.runtime.precision,
+        "denoiser": fingerprint(pipeline.model)[:16],
+        "sampler": pipeline.args.sampler,
+        "sampling_steps": pipeline.steps,
+        "spacing": "trailing",
+        **pipeline.settings,
+        "precision": pipeline.runtime.precision,
     }
     text = {key: str(value) for key, value in text.items()}
     there = set(folder.glob("seed*.png"))
     for path in sorted(there):
         _check_made_alike(path, text)
-    paths = {seed: folder / f"seed{seed:06d}.png" for seed in painter.seeds}
+    paths = {seed: folder / f"seed{seed:06d}.png" for seed in pipeline.seeds}
     missing = [seed for seed, path in paths.items() if path not in there]
     if len(missing) < len(paths):
         print(f"{len(paths) - len(missing)} of {len(paths)} pictures are there already")
-    for seeds, images, _ in painter.batches(missing):
+    for seeds, images, _ in pipeline.batches(missing):
         for seed, image in zip(seeds, images, strict=True):
             figures.save_image(paths[seed], figures.single_image(image), text | {"seed": str(seed)})
 
@@ -170,7 +175,8 @@ def _check_made_alike(path, text):
     """Raise ValueError unless the PNG's text says that it was made with these settings."""
     try:
         with Image.open(path) as image:
-            found = image.info  # the pixels are not decoded
+            # The pixels are not decoded. Pictures from before --spacing do not mention it.
+            found = {"spacing": "trailing", **image.info}
     except DAMAGED:
         found = {}
     for key, value in text.items():
