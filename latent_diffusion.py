@@ -21,12 +21,8 @@ from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cach
 from models.blocks import check_divides
 from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
-from training.evaluate import (
-    autoencoder_spaces,
-    dataset_images,
-    evaluate_denoiser,
-    reconstruct,
-)
+from training.codec import LatentCodec
+from training.evaluate import autoencoder_spaces, dataset_images, evaluate_denoiser
 from training.progress import fact, file_size
 from training.run import resume, same_data
 from training.runtime import Runtime
@@ -48,7 +44,7 @@ def main(args):
 
 def train(args):
     """Cache the latents if they are not there, then train the denoiser on them."""
-    args, state = resume(args, "checkpoints/denoiser")
+    args, state = resume(args, "denoiser")
     torch.manual_seed(args.seed)
     runtime = Runtime(args)
 
@@ -62,7 +58,6 @@ def train(args):
     args.size = tuple(args.size or trained_on["size"])
     check_divides(*args.size, 4 * autoencoder.stride)
     latents = cached_latents(args, state, runtime, autoencoder, trained_on)
-    stats = latents["train"].stats
     held_out = latents["valid"] if len(latents["valid"]) else latents["train"]
     valid = torch.arange(min(denoiser.NUM_VALID, len(held_out)))
     generator = torch.Generator().manual_seed(0)
@@ -70,7 +65,7 @@ def train(args):
         draw=lambda indices: runtime.send(latents["train"].draw(indices, runtime.device)),
         num_train=len(latents["train"]),
         valid=runtime.send(held_out.draw(valid, generator=generator)),
-        decode=lambda z: autoencoder.decode(stats.unwhiten(z)).float(),
+        codec=LatentCodec(autoencoder, latents["train"].stats, runtime),
     )
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
@@ -83,12 +78,14 @@ def train(args):
         "data_root": args.data_root,
         "size": args.size,
         "scheduler": asdict(scheduler.config),
-        "latent_stats": asdict(stats),
+        "latent_stats": asdict(data.codec.stats),
         "autoencoder_id": args.autoencoder_id,
         "cache": args.data_id,
     }
-    folders = "checkpoints/denoiser", "fig/denoiser"
-    denoiser.train(args, state, runtime, model, scheduler, data, facts, *folders)
+    denoiser.train(
+        args, state, runtime=runtime, model=model, scheduler=scheduler, data=data, facts=facts,
+        kind="denoiser",
+    )  # fmt: skip
 
 
 def cached_latents(args, state, runtime, autoencoder, trained_on):
@@ -121,38 +118,30 @@ def cached_latents(args, state, runtime, autoencoder, trained_on):
 
 def show(args):
     """Generate pictures: sample latents, unwhiten them, decode."""
-    pipeline, facts, *_ = load(args, args.show)
+    pipeline, facts, _ = load(args, args.show)
     make_pictures(pipeline, lambda: cached_means(args.show, facts))
 
 
 def evaluate(args):
     """Measure a denoiser's pictures against images that neither network was trained on."""
-    pipeline, facts, autoencoder, trained_on = load(args, args.evaluate)
-    runtime, stats = pipeline.runtime, LatentStats(**facts["latent_stats"])
+    pipeline, facts, trained_on = load(args, args.evaluate)
     data = args.data or facts.get("data", trained_on["data"])
     root = options.data_root(args, {**trained_on, **facts})
     splits = open_images(data, root, tuple(facts["size"]))
-    check_channels(args.evaluate, autoencoder, splits["train"])
+    check_channels(args.evaluate, pipeline.codec.autoencoder, splits["train"])
     held_out = "test" if "test" in splits else "valid"
     kind = {"test": "test", "valid": "validation"}[held_out]
-    test = dataset_images(f"{data}'s {kind} images", splits[held_out], runtime.workers)
-    train = dataset_images(f"{data}'s training images", splits["train"], runtime.workers)
-
-    def to_x0(x):
-        with runtime.autocast():
-            return stats.whiten(autoencoder.encode(runtime.send(x)).mean)
-
-    def reconstructed(x):
-        return reconstruct(autoencoder, runtime, x)[1]
-
+    workers = pipeline.runtime.workers
+    test = dataset_images(f"{data}'s {kind} images", splits[held_out], workers)
+    train = dataset_images(f"{data}'s training images", splits["train"], workers)
     cached = (cache_folder(facts) / MANIFEST).is_file()  # else all but the nearest is measured
     training_set = cached_means(args.evaluate, facts) if cached else None
-    spaces = autoencoder_spaces(autoencoder, runtime, stats)
-    evaluate_denoiser(pipeline, test, train, spaces, to_x0, training_set, reconstructed)
+    spaces = autoencoder_spaces(pipeline.codec)
+    evaluate_denoiser(pipeline, test, train, spaces, training_set)
 
 
 def load(args, path):
-    """(Pipeline of a denoiser's checkpoint, its facts, its autoencoder, the autoencoder's facts).
+    """(Pipeline of a denoiser's checkpoint, its facts, its autoencoder's facts).
 
     The autoencoder is args.encoder, or is looked for. Raises ValueError where it is not found, or
     is not the one that the denoiser was trained with.
@@ -170,13 +159,8 @@ def load(args, path):
         raise ValueError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
     runtime = Runtime(args)
     model, autoencoder = runtime.place(model), runtime.place(autoencoder)
-    stats = LatentStats(**facts["latent_stats"])
-
-    def to_images(z):
-        return autoencoder.decode(stats.unwhiten(z))
-
-    pipeline = Pipeline(args, runtime, model, scheduler, facts["shape"], to_images)
-    return pipeline, facts, autoencoder, trained_on
+    codec = LatentCodec(autoencoder, LatentStats(**facts["latent_stats"]), runtime)
+    return Pipeline(args, runtime, model, scheduler, facts["shape"], codec), facts, trained_on
 
 
 def cached_means(path, facts):

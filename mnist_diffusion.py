@@ -19,6 +19,7 @@ from data.images import mnist, to_pixels
 from training import denoiser
 from training.checkpoint import fingerprint
 from training.classifier import features, mnist_classifier
+from training.codec import PixelCodec
 from training.evaluate import Space, evaluate_denoiser, tensor_images
 from training.run import resume, same_data
 from training.runtime import Runtime
@@ -40,7 +41,7 @@ def main(args):
 
 def train(args):
     """Train the denoiser on the 60,000 digits, as pixels in [-1, 1]."""
-    args, state = resume(args, "checkpoints/mnist")
+    args, state = resume(args, "mnist")
     torch.manual_seed(args.seed)
     runtime = Runtime(args)
 
@@ -53,15 +54,17 @@ def train(args):
         draw=lambda indices: runtime.send(to_pixels(images[indices.to(runtime.device)])),
         num_train=len(images),
         valid=runtime.send(to_pixels(valid)),
-        decode=lambda x0: x0,
+        codec=PixelCodec(),
     )
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
     model, scheduler = denoiser.network_and_schedule(args, 1, CHANNEL_MULT, clip_x0=True)
     facts = {"space": "pixels", "shape": [1, 28, 28], "data": "mnist", "data_root": args.data_root}
     facts["scheduler"] = asdict(scheduler.config)
-    folders = "checkpoints/mnist", "fig/mnist"
-    denoiser.train(args, state, runtime, model, scheduler, data, facts, *folders)
+    denoiser.train(
+        args, state, runtime=runtime, model=model, scheduler=scheduler, data=data, facts=facts,
+        kind="mnist",
+    )  # fmt: skip
 
 
 def show(args):
@@ -80,7 +83,7 @@ def evaluate(args):
     spaces = [Space(name, lambda x: features(classifier, x))]
     test = tensor_images("MNIST's test images", mnist(root, "test"))
     train = tensor_images("MNIST's training images", mnist(root, "train"))
-    evaluate_denoiser(pipeline, test, train, spaces, lambda x: x, digits(root))
+    evaluate_denoiser(pipeline, test, train, spaces, digits(root))
 
 
 def load(args, path):
@@ -88,7 +91,7 @@ def load(args, path):
     model, scheduler, facts = load_denoiser(path, "pixels")
     runtime = Runtime(args)
     model = runtime.place(model)
-    return Pipeline(args, runtime, model, scheduler, facts["shape"], lambda x0: x0), facts
+    return Pipeline(args, runtime, model, scheduler, facts["shape"], PixelCodec()), facts
 
 
 def digits(root):

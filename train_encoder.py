@@ -10,6 +10,7 @@ from training import options
 if __name__ == "__main__":
     ARGS = options.parse_encoder()  # before torch is imported: --help answers at once
 
+import math
 from contextlib import closing
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from models.discriminator import (
     with_low_frequencies,
 )
 from training import figures
-from training.checkpoint import check_channels, load_model, save_model
+from training.checkpoint import check_channels, load_model
 from training.ema import EMA
 from training.evaluate import evaluate_autoencoder, reconstruct
 from training.metrics import gradient_magnitude, psnr
@@ -56,7 +57,7 @@ def main(args):
 
 def train(args):
     """Train an autoencoder and its discriminator."""
-    args, state = resume(args, "checkpoints/autoencoder")
+    args, state = resume(args, "autoencoder")
     torch.manual_seed(args.seed)
     runtime = Runtime(args)
 
@@ -67,39 +68,38 @@ def train(args):
     channels = images["train"].channels
     same_data(args, state, images["train"].stamp())
     order = ShuffledOrder(len(images["train"]), args.batch, args.seed)
-    run = Run(args, runtime, state, order, "checkpoints/autoencoder", "fig/autoencoder")
-    if args.gan_weight:
-        make_folder("checkpoints/discriminator")
-        remove_leftovers("checkpoints/discriminator")
+    run = Run(args, runtime, state, order, "autoencoder")
 
-    # Networks: latents at a quarter of the size.
+    # Networks: latents at a quarter of the size; no discriminator with --gan-weight 0.
     model, disc = networks(args, channels)
-    model, disc = runtime.place(model).train(), runtime.place(disc).train()
+    model, disc = runtime.place(model).train(), disc and runtime.place(disc).train()
     ema = EMA(model, args.ema)
 
     # Optimizers, and where a resumed run was.
     optimizer = Optimizer(model, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
-    disc_optimizer = Optimizer(disc, args.lr, (0.5, 0.9), MAX_GRADIENT, runtime)
     parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
-    parts |= {"disc": disc, "disc_optimizer": disc_optimizer}
+    trained, discriminator = {"encoder": model.encoder, "decoder": model.decoder}, "none"
+    if disc:
+        disc_optimizer = Optimizer(disc, args.lr, (0.5, 0.9), MAX_GRADIENT, runtime)
+        parts |= {"disc": disc, "disc_optimizer": disc_optimizer}
+        trained["disc"] = disc
+        discriminator = f"{parameters(disc)}, from step {math.ceil(DISC_START * run.steps) + 1} on"
+        make_folder("checkpoints/discriminator")
+        remove_leftovers("checkpoints/discriminator")
     run.restore(parts)
     runtime.decide_compile(args.compile, run.steps - run.start)
-    begin = int(DISC_START * run.steps)
     run.announce(
         parts,
-        ["model", "disc"] if args.gan_weight else ["model"],
         data=f"{args.data}, {len(images['train'])} training and {len(images['valid'])} validation "
         f"images of {'x'.join(map(str, args.size))}, {channels} channels",
         network=f"AutoencoderKL, {parameters(model)}",
-        discriminator=f"{parameters(disc)}; from step {begin} on a step takes 1.2 times as long"
-        if args.gan_weight
-        else "none",
+        discriminator=discriminator,
     )
     valid = fixed_images(images["valid"], NUM_VALID)
     valid = fixed_images(images["train"], NUM_VALID) if valid is None else valid
-    facts = {"data": args.data, "data_root": args.data_root, "size": args.size, "run": run.name}
+    facts = {"data": args.data, "data_root": args.data_root, "size": args.size}
 
-    forward, discriminate = runtime.compiled(model), runtime.compiled(disc)
+    forward, discriminate = runtime.compiled(model), disc and runtime.compiled(disc)
     wanted = order.since(run.start + run.skipped)
     batches = load_batches(images["train"], wanted, runtime.workers, pin_memory=runtime.on_gpu)
     with run.progress() as progress, closing(batches):
@@ -127,7 +127,7 @@ def train(args):
             ema.update(model, step)
 
             # Discriminator: on the same reconstructions, at the full rate to the end.
-            if disc_trains and args.gan_weight:
+            if disc and disc_trains:
                 real, fake = discriminate_both(discriminate, x, x_hat.detach(), runtime)
                 loss_disc = discriminator_loss(real, fake)
                 disc_optimizer.step(loss_disc, 1.0)
@@ -138,19 +138,18 @@ def train(args):
             done = step + 1
             if run.report_due(done):
                 more = {"gan_weight": gan_weight, "learning_rate": args.lr * rate}
-                more |= weight_norms(encoder=model.encoder, decoder=model.decoder, disc=disc)
+                more |= weight_norms(**trained)
                 if run.validate_due(done):
                     more |= validate(runtime, valid, raw=model, ema=ema.model)
                 progress.report(progress.means(), epoch=run.epoch(done), **more)
             if run.save_due(done):
-                facts_now = {**facts, "step": done, "epoch": run.epoch(done)}
-                save_model(run.path(done), ema.model, facts_now)
-                if args.gan_weight:
-                    save_model(run.path(done, "checkpoints/discriminator"), disc, facts_now)
+                run.save(done, ema.model, facts)
+                if disc:
+                    run.save(done, disc, facts, "discriminator")
             run.keep_state(parts, done)
             if run.figures_due(done):
                 with not_stopping():
-                    draw_figures(run, runtime, valid, ema.model, disc if args.gan_weight else None)
+                    draw_figures(run, valid, ema.model, disc)
 
 
 def evaluate(args):
@@ -166,14 +165,16 @@ def evaluate(args):
 
 
 def networks(args, image_channels):
-    """An untrained AutoencoderKL and its PatchDiscriminator, for images of args.size = (H, W)."""
+    """An untrained AutoencoderKL for images of args.size = (H, W), and its PatchDiscriminator, or
+    None where args.gan_weight is 0."""
     c = args.channels
     widths, groups = (c, 2 * c, 4 * c), norm_groups(c)
     config = AutoencoderConfig(image_channels, args.latent_channels, widths, args.blocks, groups)
+    model = AutoencoderKL(config)
+    if not args.gan_weight:
+        return model, None
     layers = 3 if min(args.size) >= 128 else 2  # a logit sees 70x70 pixels, or 34x34
-    return AutoencoderKL(config), PatchDiscriminator(
-        DiscriminatorConfig(image_channels, 2 * c, layers)
-    )
+    return model, PatchDiscriminator(DiscriminatorConfig(image_channels, 2 * c, layers))
 
 
 def gan_phase(step, steps):
@@ -242,8 +243,9 @@ def validate(runtime, valid, **models):
     return {**metrics, "sharpness": sharpness.item(), "valid_kl": posterior.kl().mean().item()}
 
 
-def draw_figures(run, runtime, valid, model, disc):
-    """Reconstructions, latents, losses and, with a discriminator, its confidences."""
+def draw_figures(run, valid, model, disc):
+    """Reconstructions, latents, losses and, where disc is not None, its confidences."""
+    runtime = run.runtime
     posterior, x_hat = reconstruct(model, runtime, valid)
     score = psnr(valid, x_hat).mean()
     x, x_hat = valid[:NUM_SHOWN], x_hat[:NUM_SHOWN]
@@ -257,7 +259,7 @@ def draw_figures(run, runtime, valid, model, disc):
         "validation PSNR, dB": ["psnr_raw", "psnr_ema"],
         "gradient magnitude, share of the originals'": ["sharpness"],
     }
-    if disc is not None:
+    if disc:
         panels["discriminator's logits"] = ["logit_real", "logit_fake"]
         panels["discriminator's loss, GAN weight"] = ["loss_disc", "gan_weight"]
         panels["adaptive weight of the GAN term"] = ["adaptive_weight"]

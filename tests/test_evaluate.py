@@ -27,6 +27,7 @@ from data.latents import LatentStats
 from models.classifier import Classifier, ClassifierConfig
 from training import evaluate, figures, options
 from training.checkpoint import fingerprint, load_model, save_model
+from training.codec import LatentCodec, PixelCodec
 from training.metrics import gradient_magnitude, ssim
 from training.runtime import Runtime
 from training.seeing import TrainingSet
@@ -42,7 +43,7 @@ def pipeline(out, n):
     args = ("--evaluate", "d", *CPU, "--sampling-steps", 2, "--num-images", n, "--out", out)
     args = options.parse_mnist([str(a) for a in args])
     return Pipeline(args, Runtime(args), randomize(small_unet(1)), scheduler(clip_x0=True),
-                   [1, 8, 8], lambda x0: x0)  # fmt: skip
+                   [1, 8, 8], PixelCodec())  # fmt: skip
 
 
 def flat_space(size):
@@ -69,7 +70,7 @@ def test_samples_as_good_as_real_images_get_the_floor(tmp_path, monkeypatch, cap
     test = replace(test, size=52)  # two of them cannot be read
     training_set = TrainingSet(lambda i: to_pixels(images[list(i)]), len(images))
     evaluate.evaluate_denoiser(
-        pipeline(tmp_path / "out", 20), test, train, [flat_space(5)], lambda x: x, training_set
+        pipeline(tmp_path / "out", 20), test, train, [flat_space(5)], training_set
     )
     record = last_record(tmp_path / "out" / "evaluation.jsonl")
     distances = record["spaces"]["5 pixels"]
@@ -328,7 +329,7 @@ def test_faces_are_evaluated_with_and_without_their_cache(tmp_path, monkeypatch,
 def test_spaces_of_an_autoencoder_are_its_latents_and_features():
     autoencoder = randomize(small_autoencoder())
     stats = LatentStats((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-    latents, deepest = evaluate.autoencoder_spaces(autoencoder, cpu(), stats)
+    latents, deepest = evaluate.autoencoder_spaces(LatentCodec(autoencoder, stats, cpu()))
     x = torch.rand(2, 3, 64, 48) * 2 - 1
     with torch.no_grad():
         z = stats.whiten(autoencoder.encode(x).mean)  # 16x12

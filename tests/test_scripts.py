@@ -271,7 +271,6 @@ ENCODER = ("--encoder", "checkpoints/autoencoder/1.safetensors")
          "scales the noise of each step, but dpm++ adds none"),
         ("mnist_diffusion.py", (*SHOW, "--sampler", "ddim", "--sigma-scale", 0.9),
          "but ddim with --eta 0 adds none"),
-        ("mnist_diffusion.py", (*SHOW, "--spacing", "quadratic"), "needs --sampling-steps"),
         ("mnist_diffusion.py", (*SHOW, "--interpolate", 1, "b"), "b is no whole number"),
         ("mnist_diffusion.py", (*SHOW, "--interpolate", 1), "expected 2 arguments"),
         ("mnist_diffusion.py", (*SHOW, "--interpolate", 1, 2, "--num-images", 1), "2 or more"),

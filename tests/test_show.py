@@ -15,6 +15,7 @@ from models.samplers import picture_noise
 from models.scheduler import SPACINGS
 from training import figures, options, seeing
 from training.checkpoint import save_model
+from training.codec import PixelCodec
 from training.runtime import Runtime
 from training.seeing import TrainingSet, nearest
 from training.show import Pipeline
@@ -42,7 +43,7 @@ def pipeline(*flags):
     flags = ("--show", "d", *CPU, "--sampling-steps", 4, *flags)
     args = options.parse_mnist([str(flag) for flag in flags])
     model, s = randomize(small_unet(1)), scheduler(clip_x0=True)
-    return Pipeline(args, Runtime(args), model, s, SHAPE, lambda x0: x0)
+    return Pipeline(args, Runtime(args), model, s, SHAPE, PixelCodec())
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
@@ -54,6 +55,14 @@ def test_spacing_decides_which_t_are_visited(sampler):
         p.sample(draw, lambda t, *_, visited=visited: visited.append(t))
         assert visited == want
         assert p.settings.get("spacing", "trailing") == (flags or ("", "trailing"))[1]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_spacing_is_refused_where_no_step_is_skipped(digits, tmp_path, spacing):
+    message = "--spacing is for skipped steps, but all 1000 are taken"
+    with pytest.raises(ValueError, match=message):
+        digits("--sampling-steps", 1000, "--spacing", spacing, "--out", "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_spacings_are_those_of_the_scheduler():
@@ -163,12 +172,13 @@ def test_impossible_places_are_refused_before_anything_is_made(digits, monkeypat
 def test_decoding_is_done_in_slices():
     sizes = []
 
-    def to_images(x0):
-        sizes.append(len(x0))
-        return x0
+    class Codec(PixelCodec):
+        def decode(self, x0):
+            sizes.append(len(x0))
+            return x0
 
     p = pipeline()
-    images = Pipeline(p.args, p.runtime, p.model, p.scheduler, SHAPE, to_images).decode(
+    images = Pipeline(p.args, p.runtime, p.model, p.scheduler, SHAPE, Codec()).decode(
         torch.randn(40, *SHAPE)
     )
     assert images.shape == (40, *SHAPE) and max(sizes) <= 16 and sum(sizes) == 40

@@ -40,7 +40,7 @@ from training.checkpoint import checkpoints_in, load_model, load_state, save_mod
 from training.denoiser import NUM_BANDS, DenoiserData, metrics, validate
 from training.ema import EMA
 from training.optimizer import Optimizer, lr_factor
-from training.progress import Progress, keep_until, read_metrics
+from training.progress import Progress, append_record, keep_until, read_metrics
 from training.run import Run, in_slices
 
 # ---- EMA, optimizer, rates ----------------------------------------------------------------------
@@ -441,6 +441,7 @@ def test_gan_weight_zero_trains_no_discriminator(tmp_path, monkeypatch):
     model, facts = load_model(checkpoints_in("checkpoints/autoencoder")[0], "AutoencoderKL")
     assert model.config.image_channels == 1 and facts["size"] == [16, 16]
     assert not (tmp_path / "checkpoints" / "discriminator").exists()
+    assert not any("disc" in name for name in load_state("checkpoints/autoencoder/plain.state"))
     assert not (tmp_path / "fig" / "autoencoder" / "confidences.png").exists()
     assert "loss_disc" not in read_metrics("fig/autoencoder/metrics.jsonl", "plain")[-1]
 
@@ -521,6 +522,22 @@ def test_states_of_other_scripts_are_refused(tmp_path, monkeypatch):
         train_encoder.main(resume)
 
 
+def test_metrics_are_json_whatever_the_numbers(tmp_path):
+    """In fp16 a step that is skipped has a gradient of infinite norm."""
+    path = tmp_path / "fig" / "metrics.jsonl"
+    append_record(path, {"run": "a", "step": 1, "norm": math.inf, "loss": 0.5, "band": [1.0, None]})
+    append_record(path, {"note": "by hand"})
+    append_record(path, {"run": "a", "step": 2, "norm": 2.0})
+    keep_until(path, "a", 1)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    first, second = (json.loads(x, parse_constant=refuse) for x in path.read_text().splitlines())
+    assert first == {"run": "a", "step": 1, "norm": None, "loss": 0.5, "band": [1.0, None]}
+    assert second == {"note": "by hand"}
+
+
 def test_infinite_loss_stops_the_run_before_its_state(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_mnist(tmp_path / "data", train=16)
@@ -576,11 +593,12 @@ def test_default_length_suits_data_and_machine(on_gpu, num_train, epochs):
     assert options.default_epochs((170_000, 1_600_000), on_gpu, num_train) == epochs
 
 
-def test_default_length_counts_only_what_is_shown(tmp_path):
+def test_default_length_counts_only_what_is_shown(tmp_path, monkeypatch):
     """Of 127 images an epoch of batches of 64 shows 64."""
     args = options.parse_mnist(["--train", "--name", "a"])
     order = ShuffledOrder(127, 64, 0)
-    run = Run(args, cpu(), None, order, tmp_path / "checkpoints", tmp_path / "fig")
+    monkeypatch.chdir(tmp_path)
+    run = Run(args, cpu(), None, order, "mnist")
     assert run.steps * 64 == args.images[0]
 
 

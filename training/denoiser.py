@@ -15,14 +15,16 @@ from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
 from training import figures
-from training.checkpoint import save_model
+from training.codec import LatentCodec, PixelCodec
 from training.ema import EMA
 from training.optimizer import Optimizer, lr_factor
 from training.progress import read_metrics
 from training.run import Run, in_slices, not_stopping, parameters
 
 NUM_BANDS = 10  # of t, in metrics and figures
-NUM_VALID = 256  # most validation images behind the validation loss, and fewest t
+NUM_VALID = (
+    256  # behind the validation loss: at most so many images, and so many pairs of one and t
+)
 PREVIEW_STEPS, NUM_PREVIEWS = 50, 16
 MAX_GRADIENT = 1.0  # norm from which a gradient is shortened
 
@@ -32,13 +34,13 @@ class DenoiserData:
     """What the loop needs to know of its data.
 
     draw: (B,) indices of training images -> x0 (B, c, h, w) on the device. valid: fixed x0 of
-    validation images, on the device. decode: x0 -> images (B, C, H, W) in [-1, 1].
+    validation images, on the device.
     """
 
     draw: Callable
     num_train: int
     valid: torch.Tensor
-    decode: Callable
+    codec: PixelCodec | LatentCodec
 
 
 def network_and_schedule(args, in_channels, channel_mult, clip_x0):
@@ -53,14 +55,14 @@ def network_and_schedule(args, in_channels, channel_mult, clip_x0):
     return UNet(config), DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0))
 
 
-def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
+def train(args, state, *, runtime, model, scheduler, data, facts, kind):
     """Train model on data, from the start or from a resumed run's state.
 
-    facts: goes into every checkpoint, what a user of the denoiser has to know. folder, fig: where
-    checkpoints and figures go. Raises ValueError when the resumed run is already finished.
+    facts: goes into every checkpoint, what a user of the denoiser has to know. kind: the folders of
+    checkpoints/ and fig/. Raises ValueError when the resumed run is already finished.
     """
     order = ShuffledOrder(data.num_train, args.batch, args.seed)
-    run = Run(args, runtime, state, order, folder, fig)
+    run = Run(args, runtime, state, order, kind)
     model = runtime.place(model).train()
     ema = EMA(model, args.ema)
     optimizer = Optimizer(model, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
@@ -69,7 +71,6 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
     runtime.decide_compile(args.compile, run.steps - run.start)
     run.announce(
         parts,
-        ["model"],
         data=f"{data.num_train} training images, x0 of {tuple(data.valid.shape[1:])}",
         network=f"UNet, {parameters(model)}",
     )
@@ -96,12 +97,11 @@ def train(args, state, runtime, model, scheduler, data, facts, folder, fig):
                 means["band_loss"] = [s / c if c else None for s, c in counts]
                 progress.report(means, epoch=run.epoch(done), **validation)
             if run.save_due(done):
-                facts_now = {**facts, "run": args.name, "step": done, "epoch": run.epoch(done)}
-                save_model(run.path(done), ema.model, facts_now)
+                run.save(done, ema.model, facts)
             run.keep_state(parts, done)
             if run.figures_due(done):
                 with not_stopping():
-                    draw_figures(run, scheduler, data, runtime, model, ema.model)
+                    draw_figures(run, scheduler, data, model, ema.model)
 
 
 @contextmanager
@@ -148,8 +148,9 @@ def validate(model, scheduler, data, runtime):
     return torch.cat(losses).mean().item()
 
 
-def draw_figures(run, scheduler, data, runtime, model, ema_model):
+def draw_figures(run, scheduler, data, model, ema_model):
     """losses.png, bands.png, predictions.png and samples.png in the run's folder of figures."""
+    runtime = run.runtime
     records = read_metrics(run.metrics, run.name)
     figures.curves(
         run.fig / "losses.png",
@@ -168,7 +169,7 @@ def draw_figures(run, scheduler, data, runtime, model, ema_model):
                 x0 = sample(
                     network, scheduler, draw, "ddpm", PREVIEW_STEPS, lambda *_: bar.update()
                 )
-                grids[name] = in_slices(data.decode, x0)
+            grids[name] = in_slices(data.codec.decode, x0)
     title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
     figures.side_by_side(run.fig / "samples.png", grids, title)
 
@@ -182,10 +183,7 @@ def predictions(path, scheduler, data, runtime, model):
     xt = scheduler.add_noise(x0, eps, t)
     with runtime.autocast():
         x0_hat = scheduler.predict_x0(xt, model(xt, t).float(), t)
-        rows = {
-            "x0": in_slices(data.decode, x0),
-            "xt": in_slices(data.decode, xt),
-            "x0_hat": in_slices(data.decode, x0_hat),
-        }
+    rows = {"x0": x0, "xt": xt, "x0_hat": x0_hat}
+    rows = {name: in_slices(data.codec.decode, x) for name, x in rows.items()}
     captions = {"x0": [f"t = {step}" for step in t.tolist()]}
     figures.image_rows(path, rows, "Predictions of x0 from xt (averaged weights)", captions)

@@ -4,7 +4,6 @@ The floor of a distance is what real images, as many as there are samples, have 
 no sample can be expected to be nearer. B: batch, C, H, W: an image, D: features.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from models.autoencoder import DiagonalGaussian
 from training import figures
 from training.checkpoint import fingerprint
 from training.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
-from training.progress import fact, read_records
+from training.progress import append_record, fact, read_records
+from training.run import in_slices
 from training.seeing import nearest
 from training.show import check_out, fill_folder
 
@@ -109,15 +109,14 @@ def describe(batches, spaces, what, total, to_x0=None):
 # ---- A denoiser ---------------------------------------------------------------------------------
 
 
-def evaluate_denoiser(pipeline, test, train, spaces, to_x0, training_set, reconstruct=None):
+def evaluate_denoiser(pipeline, test, train, spaces, training_set):
     """Sample, compare, print; everything also goes to evaluation.jsonl beside the samples.
 
-    test, train: RealImages. to_x0: images in [-1, 1] -> x0 as the denoiser sees it. training_set:
-    seeing.TrainingSet, or None where it is not at hand. reconstruct: images -> what the decoder
-    makes of their latents, whose distance is the autoencoder's share of the samples'. Samples are
-    PNGs in args.out; those that are there are kept.
+    test, train: RealImages. training_set: seeing.TrainingSet, or None where it is not at hand. Where
+    there is an autoencoder, its reconstructions of the test images are compared too: that distance
+    is its share of the samples'. Samples are PNGs in args.out; those that are there are kept.
     """
-    args, folder = pipeline.args, Path(pipeline.args.out)
+    args, folder, codec = pipeline.args, Path(pipeline.args.out), pipeline.codec
     check_out(pipeline, folder)
     count = args.num_images
     against = min(test.size, MOST_REAL)
@@ -125,8 +124,8 @@ def evaluate_denoiser(pipeline, test, train, spaces, to_x0, training_set, recons
     _warn_of_too_few(spaces, hoped, test)
     fill_folder(pipeline, folder)
     paths = [folder / f"seed{seed:06d}.png" for seed in pipeline.seeds]
-    samples = describe(_read(paths), spaces, "samples", count, to_x0)
-    real = describe(test.batches(against), spaces, "test images", against, to_x0)
+    samples = describe(_read(paths), spaces, "samples", count, codec.encode)
+    real = describe(test.batches(against), spaces, "test images", against, codec.encode)
     others = describe(train.batches(count), spaces, "training images", count)
     numbers = {k: f"{v:g}" if isinstance(v, float) else v for k, v in pipeline.settings.items()}
     settings = "".join(f", {key} {value}" for key, value in numbers.items())
@@ -145,8 +144,9 @@ def evaluate_denoiser(pipeline, test, train, spaces, to_x0, training_set, recons
     }
     print(fact("protocol", record["protocol"]))
     compared = {"samples": samples}
-    if reconstruct is not None:
-        batches = (to_uint8(reconstruct(to_pixels(x))) for x in test.batches(against))
+    if not codec.lossless:
+        latents = (codec.encode(to_pixels(x)) for x in test.batches(against))
+        batches = (to_uint8(in_slices(codec.decode, x0)).cpu() for x0 in latents)
         compared["reconstructions"] = describe(batches, spaces, "reconstructions", against)
     compared["floor"] = others
     record["spaces"] = {}
@@ -255,29 +255,27 @@ def _compare_nearest(sets, training_set):
 
 
 def _keep(path, record):
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append_record(path, record)
     print(f"\nadded to {path}")
 
 
 # ---- An autoencoder -----------------------------------------------------------------------------
 
 
-def autoencoder_spaces(autoencoder, runtime, stats):
-    """The two Spaces that an autoencoder gives: whitened latents, on a coarse grid, and the
-    encoder's deepest features, averaged over the positions."""
-    name = f"autoencoder {fingerprint(autoencoder)[:8]}"
+def autoencoder_spaces(codec):
+    """The two Spaces that a LatentCodec's autoencoder gives: whitened latents, on a coarse grid,
+    and the encoder's deepest features, averaged over the positions."""
+    name = f"autoencoder {fingerprint(codec.autoencoder)[:8]}"
 
     def latents(x):
-        with runtime.autocast():
-            mean = autoencoder.encode(runtime.send(x)).mean
-        grid = min(GRID, mean.shape[2]), min(GRID, mean.shape[3])
-        # On the CPU: an Apple GPU pools only to sizes that divide the latents'.
-        return F.adaptive_avg_pool2d(stats.whiten(mean).cpu(), grid).flatten(1)
+        x0 = codec.encode(x).cpu()  # an Apple GPU pools only to sizes that divide the latents'
+        grid = min(GRID, x0.shape[2]), min(GRID, x0.shape[3])
+        return F.adaptive_avg_pool2d(x0, grid).flatten(1)
 
     def deepest(x):
-        with runtime.autocast():
-            return autoencoder.encoder.features(runtime.send(x)).float().mean(dim=(2, 3))
+        with codec.runtime.autocast():
+            h = codec.autoencoder.encoder.features(codec.runtime.send(x))
+        return h.float().mean(dim=(2, 3))
 
     return [Space(f"whitened latents of {name}", latents), Space(f"features of {name}", deepest)]
 

@@ -432,9 +432,6 @@ def _finish_showing(parser, args, num_images, folder):
     if "sigma_scale" in args.given and any(silent.values()):
         what = next(name for name, holds in silent.items() if holds)
         parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
-    all_steps = args.sampling_steps is None and SAMPLING[args.sampler][0] is None
-    if "spacing" in args.given and all_steps and args.evaluate is None:
-        parser.error(f"--spacing needs --sampling-steps: {args.sampler} skips no step without it")
     figure = next((name for name in SEEING if name in args.given), None)
     args.num_images = args.num_images or SEEING.get(figure, num_images)
     if args.evaluate is not None:
@@ -477,15 +474,15 @@ def resumed(args, saved):
 
     Raises ValueError where something typed contradicts the run.
     """
-    # Runs from before these flags had all t alike.
-    saved = {"min_snr": 0.0, "t_density": "uniform", **saved}
+    if hasattr(args, "min_snr"):  # runs from before these flags had all t alike
+        saved = {"min_snr": 0.0, "t_density": "uniform", **saved}
     merged = argparse.Namespace(**{**vars(args), **saved})
     for name in args.given:
         value = getattr(args, name)
-        value_then = list(value) if isinstance(value, tuple) else value
+        as_saved = list(value) if isinstance(value, tuple) else value
         if name in MOVABLE:
             setattr(merged, name, value)
-        elif value_then != saved.get(name):
+        elif as_saved != saved.get(name):
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag}: the run to resume has {saved.get(name)}; leave it out")
     if "epochs" in args.given:

@@ -66,9 +66,7 @@ class Progress:
         now = time.monotonic()
         speed, self._count, self._last = self._count * self.batch / (now - self._last), 0, now
         record = {"run": self.name, "step": self.done, **means, **more, "images_per_second": speed}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_record(self.path, record)
         losses = {k: f"{v:.3g}" for k, v in record.items() if k.startswith(("loss", "valid_ema"))}
         self._bar.set_postfix(**losses, images_s=f"{speed:.0f}", refresh=False)
 
@@ -85,6 +83,17 @@ def read_records(path):
     return [record for record in map(_parse, lines) if record]
 
 
+def append_record(path, record):
+    """Add a line to a file of JSON lines. A number that is not finite (fp16: the gradient's norm in
+    a step that is skipped) becomes null: JSON has no other word for it."""
+    record = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def keep_until(path, name, step):
     """Drop a run's records after this step: an interrupted run goes on from its last state."""
     path = Path(path)
@@ -94,7 +103,7 @@ def keep_until(path, name, step):
     kept = [
         line
         for line in lines
-        if (record := _parse(line)) and (record["run"] != name or record["step"] <= step)
+        if (record := _parse(line)) and (record.get("run") != name or record.get("step", 0) <= step)
     ]
     if len(kept) < len(lines):
         write_atomic(path, lambda file: file.write_text("".join(kept), encoding="utf-8"))

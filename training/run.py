@@ -19,16 +19,16 @@ from training.runtime import random_state, set_random_state
 STATE_EVERY = 600  # seconds between states, so that a power failure costs at most that much
 
 
-def resume(args, folder):
+def resume(args, kind):
     """(args, state) of a run to go on with, where args.resume asks for one; (args, None) if not.
+
+    kind: of what is trained; its runs are in checkpoints/kind.
 
     Raises ValueError when there is none, or when a new run would overwrite an old one's files.
     """
+    folder = Path("checkpoints", kind)
     if args.resume is None:
-        taken = [
-            *Path(folder).glob(f"{args.name}_epoch*"),
-            *Path(folder).glob(f"{args.name}.state"),
-        ]
+        taken = [*folder.glob(f"{args.name}_epoch*"), *folder.glob(f"{args.name}.state")]
         if taken:
             raise ValueError(f"--name {args.name} is taken by {taken[0]}; choose another name")
         return args, None
@@ -37,11 +37,13 @@ def resume(args, folder):
         if not states:
             raise ValueError(f"--resume: no .state file in {folder}")
         args.resume = states[0]
-    elif (named := Path(folder) / f"{args.resume}.state").is_file():
+    elif (named := folder / f"{args.resume}.state").is_file():
         args.resume = named
     state = checkpoint.load_state(args.resume)
-    if state["folder"] != str(folder):
-        raise ValueError(f"{args.resume} belongs to {state['folder']}/, not to {folder}/")
+    if state["folder"] != folder.as_posix():
+        raise ValueError(
+            f"{args.resume} belongs to {state['folder']}/, not to {folder.as_posix()}/"
+        )
     return options.resumed(args, state["settings"]), state
 
 
@@ -56,22 +58,23 @@ def same_data(args, state, data_id):
 
 
 class Run:
-    """The schedule of a run over `order`, and the places of its files.
+    """The schedule of a run over `order`, and its files in checkpoints/kind and fig/kind.
 
-    parts: {name: something with state_dict and load_state_dict}, all that the state must hold.
+    parts: {name: something with state_dict and load_state_dict}, all that the state must hold;
+    "ema" are the averaged weights of another of them.
     Where args say neither epochs nor steps, args.epochs is set to what suits data and machine.
     Raises ValueError when the run is already finished, or its files cannot be written.
     """
 
-    def __init__(self, args, runtime, state, order, folder, fig):
+    def __init__(self, args, runtime, state, order, kind):
         if not (args.steps or args.epochs):
             shown = order.steps_per_epoch * order.batch
             args.epochs = options.default_epochs(args.images, runtime.on_gpu, shown)
         self.runtime = runtime
-        self.name, self.folder, self.fig = args.name, Path(folder), Path(fig)
-        make_folder(folder)  # not to lose hours of training for it
-        make_folder(fig)
-        remove_leftovers(folder)
+        self.name, self.folder, self.fig = args.name, Path("checkpoints", kind), Path("fig", kind)
+        make_folder(self.folder)  # not to lose hours of training for it
+        make_folder(self.fig)
+        remove_leftovers(self.folder)
         self.metrics = self.fig / "metrics.jsonl"
         self.order = order
         self.steps = args.steps or args.epochs * order.steps_per_epoch
@@ -86,13 +89,12 @@ class Run:
         self.settings, self._state = options.settings(args), state
         self._saved_at, self._stop = time.monotonic(), False
 
-    def announce(self, parts, trained, **facts):
-        """Say what is going to happen, a line per fact. trained: the names of the networks in parts
-        that are, and become checkpoints."""
+    def announce(self, parts, **facts):
+        """Say what is going to happen, a line per fact."""
         epochs = self.steps / self.order.steps_per_epoch
         weights = {k: 4 * sum(w.numel() for w in p.parameters()) for k, p in parts.items()
                    if isinstance(p, torch.nn.Module)}  # fmt: skip
-        each = sum(weights[name] for name in trained)
+        each = sum(weights.values()) - weights["ema"]  # a checkpoint's, of each network
         state = sum(weights.values()) + 2 * each  # AdamW keeps two numbers per weight
         saves = math.ceil(self.steps / self._save_period)
         facts = {
@@ -172,12 +174,15 @@ class Run:
         epochs = math.ceil(math.ceil(self.steps / self.order.steps_per_epoch) / 10)
         return epochs * self.order.steps_per_epoch
 
-    def path(self, done, folder=None):
-        """Where the checkpoint after this many steps goes."""
+    def save(self, done, model, facts, kind=None):
+        """The checkpoint of a model after this many steps, with the facts that its user needs; in
+        checkpoints/kind, where that is not the run's."""
         name = f"{self.name}_epoch{self.epoch(done):04d}"
-        path = Path(folder or self.folder) / f"{name}.safetensors"
+        path = (Path("checkpoints", kind) if kind else self.folder) / f"{name}.safetensors"
         # A prolonged run may have ended within this epoch before: a denoiser may depend on that.
-        return path.with_name(f"{name}_step{done}.safetensors") if path.exists() else path
+        path = path.with_name(f"{name}_step{done}.safetensors") if path.exists() else path
+        now = {"run": self.name, "step": done, "epoch": self.epoch(done)}
+        checkpoint.save_model(path, model, {**facts, **now})
 
     def keep_state(self, parts, done):
         """The end of a step: save the state with each checkpoint, every STATE_EVERY seconds, and

@@ -4,7 +4,6 @@ The same for pixels (MNIST) and latents: only `decode` and the training set diff
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
 from training import figures, seeing
 from training.checkpoint import fingerprint, load_model
+from training.codec import LatentCodec, PixelCodec
 from training.options import SAMPLING
 from training.run import in_slices
 from training.runtime import Runtime
@@ -41,7 +41,7 @@ def load_denoiser(path, space):
 class Pipeline:
     """A denoiser with the sampler that args ask for: from noise to x0 and to pictures.
 
-    shape: (c, h, w) of x0. to_images: x0 -> images (B, C, H, W) in [-1, 1], on the device.
+    shape: (c, h, w) of x0.
     """
 
     args: object
@@ -49,7 +49,7 @@ class Pipeline:
     model: UNet
     scheduler: DDPMScheduler
     shape: tuple
-    to_images: Callable
+    codec: PixelCodec | LatentCodec
 
     @property
     def steps(self):
@@ -58,12 +58,16 @@ class Pipeline:
         return self.args.sampling_steps or default or self.scheduler.num_steps
 
     @property
+    def skips(self):
+        """Whether not all of the schedule's steps are taken."""
+        return self.steps < self.scheduler.num_steps
+
+    @property
     def settings(self):
         """What the sampler takes beside the number of steps; trailing spacing is not mentioned."""
         _, names = SAMPLING[self.args.sampler]
         settings = {name: getattr(self.args, name) for name in names}
-        skips = self.steps < self.scheduler.num_steps
-        if skips and self.args.spacing != "trailing":
+        if self.skips and self.args.spacing != "trailing":
             settings["spacing"] = self.args.spacing
         return settings
 
@@ -81,9 +85,8 @@ class Pipeline:
             )  # fmt: skip
 
     def decode(self, x0):
-        """Images (B, C, H, W) in [-1, 1] on the CPU, decoded in slices."""
-        with self.runtime.autocast():
-            return in_slices(lambda part: self.to_images(part).float().cpu(), x0)
+        """Images (B, C, H, W) on the CPU, decoded in slices."""
+        return in_slices(lambda part: self.codec.decode(part).cpu(), x0)
 
     def batches(self, items, noise=picture_noise):
         """(items, images, x0) of args.batch pictures at a time, with a progress bar.
@@ -131,8 +134,13 @@ def make_pictures(pipeline, training_set):
 
 def check_out(pipeline, out):
     """Make the folder that out needs; ValueError where it cannot be made or written to, or where
-    the pipeline's steps are not in 1 .. T."""
+    the pipeline's steps are not in 1 .. T, or are all T though a spacing was asked for."""
     pipeline.scheduler.timesteps(pipeline.steps)
+    if "spacing" in pipeline.args.given and not pipeline.skips:
+        raise ValueError(
+            f"--spacing is for skipped steps, but all {pipeline.steps} are taken; "
+            "choose a smaller --sampling-steps"
+        )
     as_grid = out.suffix.lower() in figures.PICTURES
     if not as_grid and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
