@@ -219,7 +219,7 @@ def test_interpolation_goes_from_seed_to_seed(tmp_path, monkeypatch):
     p = pipeline("--interpolate", 4, 11, "--batch", 4)
     seeing.interpolation(p, tmp_path / "i.png", *p.args.interpolate)
     ends = torch.cat([images for _, images, _ in p.batches([4, 11])])
-    assert len(shown["x"]) == options.SEEING["interpolate"]
+    assert len(shown["x"]) == options.NUM_IMAGES["interpolate"][0]
     torch.testing.assert_close(shown["x"][[0, -1]], ends, rtol=0, atol=1e-4)
 
 

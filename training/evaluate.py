@@ -112,9 +112,9 @@ def describe(batches, spaces, what, total, to_x0=None):
 def evaluate_denoiser(pipeline, test, train, spaces, training_set):
     """Sample, compare, print; everything also goes to evaluation.jsonl beside the samples.
 
-    test, train: RealImages. training_set: seeing.TrainingSet, or None where it is not at hand. Where
-    there is an autoencoder, its reconstructions of the test images are compared too: that distance
-    is its share of the samples'. Samples are PNGs in args.out; those that are there are kept.
+    test, train: RealImages. training_set: seeing.TrainingSet, or None where it is not at hand.
+    Where there is an autoencoder, its reconstructions of the test images are compared too: that
+    distance is its share of the samples'. Samples are PNGs in args.out; those there are kept.
     """
     args, folder, codec = pipeline.args, Path(pipeline.args.out), pipeline.codec
     check_out(pipeline, folder)

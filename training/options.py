@@ -36,15 +36,16 @@ ONLY_SHOW = {
     "interpolate", "neighbours",
 }  # fmt: skip
 TO_EVALUATE = {"data", "data_root", "workers"}  # of ONLY_TRAIN, what --evaluate takes too
-EVALUATED, EVALUATED_STEPS = 2000, 50  # samples, and ddpm's steps for each, of --evaluate
+# --num-images in these modes: default, fewest, most (figures are drawn when all pictures are made).
+NUM_IMAGES = {"evaluate": (2000, 2, math.inf), "film": (1, 1, 8),
+              "interpolate": (9, 2, math.inf), "neighbours": (8, 1, 100)}  # fmt: skip
+FIGURES = {"film", "interpolate", "neighbours"}
+EVALUATED_STEPS = 50  # ddpm's, in --evaluate
 # Of each sampler: steps per picture (None: all T of the schedule), and the flags that it takes.
 SAMPLING = {
     "ddpm": (None, ("sigma_scale",)), "ddim": (50, ("eta", "sigma_scale")), "dpm++": (20, ())
 }  # fmt: skip
 SPACINGS = "trailing", "quadratic"  # of the t that are kept where steps are skipped
-FEWEST = {"evaluate": 2, "interpolate": 2}  # pictures in one of these
-MOST = {"film": 8, "neighbours": 100}  # they are kept until all are drawn as one
-SEEING = {"film": 1, "interpolate": 9, "neighbours": 8}  # pictures in each of these figures
 
 
 class Parser(argparse.ArgumentParser):
@@ -145,13 +146,12 @@ def parse_latent(argv=None):
 # ---- Groups of flags ----------------------------------------------------------------------------
 
 
-def _flag(group, name, text, type=None, metavar=None, default=None, limits=None, **more):
-    """Add a flag whose help ends with its limits (those of its type) and its default, where it has
-    them."""
-    notes = [limits or getattr(type, "limits", None)]
-    text, _, note = text.removesuffix(")").partition(" (default")
-    if note:
-        notes.append(f"default{note}")
+def _flag(
+    group, name, text, type=None, metavar=None, default=None, limits=None, otherwise=None, **more
+):
+    """Add a flag whose help ends with its limits (those of its type) and its default, or with what
+    happens otherwise, in words."""
+    notes = [limits or getattr(type, "limits", None), otherwise and f"default: {otherwise}"]
     if default is not None:
         notes.append(f"default {default:g}" if isinstance(default, float) else f"default {default}")
         more["default"] = default
@@ -170,8 +170,8 @@ def _mode(parser):
     mode.add_argument("--train", action="store_true", help="train a denoiser")
     mode.add_argument("--show", metavar="CKPT", help="generate pictures with this denoiser")
     text = (
-        f"measure this denoiser: Frechet distance, precision and recall of {EVALUATED} samples "
-        f"against real images that it was not trained on (ddpm: {EVALUATED_STEPS} steps)"
+        "measure this denoiser: Frechet distance, precision and recall of its samples against real "
+        f"images that it was not trained on (ddpm: {EVALUATED_STEPS} steps)"
     )
     mode.add_argument("--evaluate", metavar="CKPT", help=text)
     return group
@@ -183,16 +183,14 @@ def _data_root(group, what):
 
 def _images(parser, of_encoder=False):
     group = parser.add_argument_group("data")
-    source = "CelebA, drawn faces, or a folder or zip of images, searched recursively"
-    source += " (default: what the encoder was trained on)" if of_encoder else ""
+    text = "CelebA, drawn faces, or a folder or zip of images, searched recursively"
+    otherwise = "what the encoder was trained on" if of_encoder else None
     default = None if of_encoder else "celeba"
-    _flag(group, "--data", source, metavar="celeba|synthetic|PATH", default=default)
+    _flag(group, "--data", text, None, "celeba|synthetic|PATH", default, otherwise=otherwise)
     _data_root(group, "celeba/img_align_celeba(.zip) is; downloaded there if missing")
-    text = "height x width in pixels, multiples of 16; images are resized to cover it and cropped "
-    text += (
-        "(default: the encoder's)" if of_encoder else "(default 64x64; 208x176 for celeba on a GPU)"
-    )
-    _flag(group, "--size", text, size, "HxW")
+    text = "height x width in pixels, multiples of 16; images are resized to cover it and cropped"
+    otherwise = "the encoder's" if of_encoder else "64x64; 208x176 for celeba on a GPU"
+    _flag(group, "--size", text, size, "HxW", otherwise=otherwise)
     return group
 
 
@@ -202,8 +200,8 @@ def _training(parser, default):
     length = group.add_mutually_exclusive_group()
     cpu, gpu = default["images"]
     many = f"{cpu:,} images" + (f" on a CPU, {gpu:,} on a GPU" if gpu != cpu else "")
-    text = f"passes over the training images in all (default: as many as show {many})"
-    _flag(length, "--epochs", text, integer(1, 10**6), "N")
+    text = "passes over the training images in all"
+    _flag(length, "--epochs", text, integer(1, 10**6), "N", otherwise=f"as many as show {many}")
     _flag(length, "--steps", "training steps in all, instead of --epochs", integer(1, 10**9), "N")
     text = "images per step" + ", or pictures made at a time" * shows
     _flag(group, "--batch", text, integer(1, 65536), "N", default["batch"])
@@ -213,8 +211,8 @@ def _training(parser, default):
     _flag(group, "--ema", text, number(0, 1, open_high=True), "DECAY", 0.999)
     text = "seed of all random numbers" + "; picture i of --show has seed N + i" * shows
     _flag(group, "--seed", text, integer(0, 2**31 - 1), "N", 0)
-    text = "checkpoints are NAME_epoch0001.safetensors and so on (default: date, time and process)"
-    _flag(group, "--name", text, run_name, "NAME")
+    text = "checkpoints are NAME_epoch0001.safetensors and so on"
+    _flag(group, "--name", text, run_name, "NAME", otherwise="date, time and process")
     text = (
         "go on with the newest run, or with that of this name or .state file, with its settings; a "
         "larger --epochs or --steps prolongs it and stretches its schedules"
@@ -250,17 +248,18 @@ def _denoiser(parser, default):
 
 def _showing(parser, default, folder):
     group = parser.add_argument_group("showing")
+    otherwise = str(default["num_images"])
+    otherwise += "".join(f", {n} with --{mode}" for mode, (n, *_) in NUM_IMAGES.items())
     text = "pictures to generate"
-    more = ", ".join(f"{n} with --{name}" for name, n in SEEING.items())
-    text += f" (default {default['num_images']}; {EVALUATED} with --evaluate; {more})"
-    _flag(group, "--num-images", text, integer(1, 10**6), "N")
+    _flag(group, "--num-images", text, integer(1, 10**6), "N", otherwise=otherwise)
     text = (
         "ddpm: ancestral, adds noise at each step; ddim: adds --eta of it; dpm++: of second order"
     )
     _choice(group, "--sampler", text, SAMPLING, "ddpm")
-    text = "denoising steps (default: T for ddpm, 50 for ddim, 20 for dpm++)"
     limits = "1 to the schedule's T, which is 1000"
-    _flag(group, "--sampling-steps", text, integer(1, 10**6), "N", limits=limits)
+    otherwise = ", ".join(f"{steps or 'T'} for {name}" for name, (steps, _) in SAMPLING.items())
+    _flag(group, "--sampling-steps", "denoising steps", integer(1, 10**6), "N", limits=limits,
+          otherwise=otherwise)  # fmt: skip
     text = (
         "where steps are skipped: trailing takes even ones; quadratic shorter ones towards t = 0, "
         "where detail is decided"
@@ -283,10 +282,13 @@ def _showing(parser, default, folder):
     _flag(seeing, "--neighbours", text, action="store_true")
     text = (
         ".png or .jpg: one grid; anything else: a folder of single PNGs, which is gone on with if "
-        f"it was begun (default {folder}/generated.png, or film.png, interpolate.png, "
-        "neighbours.png; with --evaluate a folder named by its settings)"
+        "it was begun"
     )
-    _flag(group, "--out", text, metavar="PATH")
+    otherwise = (
+        f"{folder}/generated.png, or film.png, interpolate.png, neighbours.png; with --evaluate a "
+        "folder named by its settings"
+    )
+    _flag(group, "--out", text, metavar="PATH", otherwise=otherwise)
     parser.set_defaults(showing=(default["num_images"], folder))
 
 
@@ -302,8 +304,8 @@ def _machine(parser, workers=True):
     )
     _choice(group, "--compile", text, ["auto", "on", "off"])
     if workers:
-        text = "processes that decode images (default: 0 on a CPU, up to 8 beside a GPU)"
-        _flag(group, "--workers", text, integer(0, 256), "N")
+        text, otherwise = "processes that decode images", "0 on a CPU, up to 8 beside a GPU"
+        _flag(group, "--workers", text, integer(0, 256), "N", otherwise=otherwise)
 
 
 def _choice(group, name, text, choices, default="auto"):
@@ -396,9 +398,9 @@ def _finish(parser, argv, needed_to_show=None):
     showing = vars(args).pop("showing", None)
     if args.evaluate is not None:
         _refuse(parser, (args.given & ONLY_TRAIN) - TO_EVALUATE, "--evaluate")
-        _refuse(parser, args.given & set(SEEING), "--evaluate")
+        _refuse(parser, args.given & FIGURES, "--evaluate")
         if showing:
-            _finish_showing(parser, args, EVALUATED, showing[1])
+            _finish_showing(parser, args, *showing)
         else:
             _refuse(parser, args.given & {"seed"}, "--evaluate")
     elif getattr(args, "train", True):
@@ -432,24 +434,25 @@ def _finish_showing(parser, args, num_images, folder):
     if "sigma_scale" in args.given and any(silent.values()):
         what = next(name for name, holds in silent.items() if holds)
         parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
-    figure = next((name for name in SEEING if name in args.given), None)
-    args.num_images = args.num_images or SEEING.get(figure, num_images)
-    if args.evaluate is not None:
+    figure = next(iter(args.given & FIGURES), None)
+    mode = figure if args.evaluate is None else "evaluate"
+    default, fewest, most = NUM_IMAGES.get(mode, (num_images, 1, math.inf))
+    args.num_images = args.num_images or default
+    if args.num_images < fewest:
+        parser.error(f"--{mode} needs --num-images {fewest} or more")
+    if args.num_images > most:
+        parser.error(f"--{mode} shows at most {most} pictures, --num-images asks for more")
+    if figure == "interpolate" and "seed" in args.given:
+        parser.error("--seed does not go with --interpolate, which names two")
+    if figure == "film":
+        _refuse(parser, args.given & {"batch"}, "--film")
+    if mode == "evaluate":
         if args.sampler == "ddpm":
             args.sampling_steps = args.sampling_steps or EVALUATED_STEPS
         args.out = args.out or f"{folder}/evaluation/{_named_by_settings(args)}"
         if Path(args.out).suffix.lower() in (".png", ".jpg", ".jpeg"):
             parser.error(f"--evaluate makes a folder of pictures, but --out is {args.out}")
     args.out = args.out or f"{folder}/{figure or 'generated'}.png"
-    if figure == "interpolate" and "seed" in args.given:
-        parser.error("--seed does not go with --interpolate, which names two")
-    if figure == "film":
-        _refuse(parser, args.given & {"batch"}, "--film")
-    what = figure if args.evaluate is None else "evaluate"
-    if args.num_images < FEWEST.get(what, 1):
-        parser.error(f"--{what} needs --num-images {FEWEST[what]} or more")
-    if args.num_images > MOST.get(what, math.inf):
-        parser.error(f"--{what} shows at most {MOST[what]} pictures, --num-images asks for more")
     if figure and not args.out.lower().endswith(".png"):
         parser.error(f"--{figure} makes a .png, but --out is {args.out}")
 
