@@ -35,7 +35,7 @@ from training.evaluate import evaluate_autoencoder, reconstruct
 from training.metrics import gradient_magnitude, psnr
 from training.optimizer import Optimizer, lr_factor
 from training.progress import read_metrics
-from training.run import Run, not_stopping, parameters, resume, same_data
+from training.run import Run, parameters, resume, same_data, tolerating_os_errors
 from training.runtime import Runtime
 
 # By fractions of the run, so that a short one passes through everything, and a prolonged one too:
@@ -146,9 +146,9 @@ def train(args):
                 run.save(done, ema.model, facts)
                 if disc:
                     run.save(done, disc, facts, "discriminator")
-            run.keep_state(parts, done)
+            run.end_step(parts, done)
             if run.figures_due(done):
-                with not_stopping():
+                with tolerating_os_errors():
                     draw_figures(run, valid, ema.model, disc)
 
 

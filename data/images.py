@@ -1,8 +1,8 @@
 """Images of any source as uint8 tensors of one size, and the way to [-1, 1] and back.
 
 A source is a list of names with one Dataset per split: CelebA's aligned faces, a folder or zip of
-images, or drawn faces. Item i is (i, image): (C, H, W) uint8, or a string
-that says why it cannot be decoded.
+images, or drawn faces. Item i is (i, image): (C, H, W) uint8, or a string that says why it cannot
+be decoded.
 """
 
 import functools
@@ -136,13 +136,13 @@ class ImageFiles:
             found = self._list_zip() if self.is_zip else self._list_folder()
         except (zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"{path} is not a readable zip file ({error})") from None
-        self.stamp, self.left_out = {}, Counter()
+        self.stamps, self.left_out = {}, Counter()
         for name, stamp in sorted(found, key=lambda item: item[0]):
             suffix = Path(name).suffix.lower()
             if any(part.startswith((".", "__MACOSX")) for part in Path(name).parts):
                 continue
             if suffix in SUFFIXES:
-                self.stamp[name] = stamp
+                self.stamps[name] = stamp
             else:
                 self.left_out[suffix] += 1
 
@@ -214,7 +214,7 @@ class FileDataset(Dataset):
     def stamp(self):
         """A hash of the names with their CRCs (in a zip) or sizes in bytes (in a folder, whose
         files would have to be read for more; only BMPs are)."""
-        rows = [(name, self.files.stamp[name]) for name in self.names]
+        rows = [(name, self.files.stamps[name]) for name in self.names]
         return hashlib.sha256(repr([PREPARED, rows]).encode()).hexdigest()
 
 
@@ -262,14 +262,14 @@ def open_images(data, root, size):
         return {"train": SyntheticFaces(train, size), "valid": SyntheticFaces(valid, size)}
     if data == "celeba":
         files, splits = _find_celeba(Path(root))
-        channels, tally = 3, BadFiles(len(files.stamp))
+        channels, tally = 3, BadFiles(len(files.stamps))
         first = _header(files, splits["train"][0])
         _warn_enlarged([] if isinstance(first, str) else [first], size)
     else:
         if not data or not Path(data).exists():  # "" would be the current folder
             raise ValueError(f"--data {data or repr(data)}: no such folder or zip")
         files = ImageFiles(data)
-        tally = BadFiles(len(files.stamp))
+        tally = BadFiles(len(files.stamps))
         names, channels = _scan(files, size, tally)
         splits = split_by_hash(names)
     return {k: FileDataset(files, v, size, channels, tally) for k, v in splits.items() if v}
@@ -297,7 +297,7 @@ def _find_celeba(root):
     for attempt in range(2):
         for place in places:
             files = ImageFiles(place) if place.exists() else None
-            numbered = [n for n in files.stamp if Path(n).stem.isdigit()] if files else []
+            numbered = [n for n in files.stamps if Path(n).stem.isdigit()] if files else []
             if numbered:
                 splits = {"train": [], "valid": [], "test": []}
                 for name in numbered:
@@ -322,7 +322,7 @@ def _scan(files, size, tally):
         kinds = ", ".join(f"{n} {s or 'without ending'}" for s, n in files.left_out.most_common(5))
         print(f"note: not read, by their endings: {kinds}")
     headers = {}
-    for name in tqdm(files.stamp, desc="reading headers", unit="images", delay=1, leave=False):
+    for name in tqdm(files.stamps, desc="reading headers", unit="images", delay=1, leave=False):
         header = _header(files, name)
         if isinstance(header, str):
             tally.add({name: header})

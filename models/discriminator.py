@@ -60,10 +60,11 @@ def with_low_frequencies(x_hat, x):
 
 
 def generator_loss(fake_logits):
-    """-D(x_hat), mean over the patches' logits."""
+    """-D(x_hat), mean over the patches' logits (B, 1, h, w): a scalar."""
     return -fake_logits.mean()
 
 
 def discriminator_loss(real_logits, fake_logits):
-    """Hinge loss, mean over the patches' logits (Lim & Ye 2017, arXiv:1705.02894)."""
+    """Hinge loss, mean over the patches' logits (B, 1, h, w) (Lim & Ye 2017, arXiv:1705.02894): a
+    scalar."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())

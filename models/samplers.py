@@ -36,15 +36,14 @@ def ddim(model, scheduler, x, timesteps, noise, eta=0.0, sigma_scale=1.0, on_ste
     """Song et al. 2021 (arXiv:2010.02502), eq. 12 with sigma of eq. 16; eta in [0, 1].
 
     eta = 0 follows the probability-flow ODE (their section 4.3) and draws no noise; eta = 1 is
-    ancestral. sigma_scale
-    is a factor on the noise that is added. Where the scheduler clips x0_hat, eps is that of the
-    clipped one, so that both still make up xt.
+    ancestral. sigma_scale is a factor on the noise that is added. Where the scheduler clips x0_hat,
+    eps is that of the clipped one, so that both still make up xt.
     """
     xt = x
     for t, t_prev in timesteps:
         eps_hat = _predict(model, xt, t, on_step)
         x0_hat = scheduler.predict_x0(xt, eps_hat, _full(t, xt))
-        bar, bar_prev = scheduler.bar(t), scheduler.bar(t_prev)
+        bar, bar_prev = scheduler.alpha_bar_at(t), scheduler.alpha_bar_at(t_prev)
         eps = (xt - math.sqrt(bar) * x0_hat) / math.sqrt(1 - bar)
         sigma = eta * math.sqrt(scheduler.posterior_variance(t, t_prev))
         direction = math.sqrt(max(0.0, 1 - bar_prev - sigma**2))
@@ -67,7 +66,7 @@ def dpm_solver_pp(model, scheduler, x, timesteps, noise=None, on_step=None):
         x0_hat = scheduler.predict_x0(xt, eps_hat, _full(t, xt))
         if t_prev < 0:
             return x0_hat
-        bar, bar_prev = scheduler.bar(t), scheduler.bar(t_prev)
+        bar, bar_prev = scheduler.alpha_bar_at(t), scheduler.alpha_bar_at(t_prev)
         h = 0.5 * (math.log(bar_prev / (1 - bar_prev)) - math.log(bar / (1 - bar)))
         x0 = x0_hat
         if x0_last is not None:  # extrapolated to the middle of the step

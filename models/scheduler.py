@@ -100,7 +100,7 @@ class DDPMScheduler:
         x0_hat = self.predict_x0(xt, eps_hat, torch.full((len(xt),), t, device=xt.device))
         if t_prev < 0:
             return x0_hat
-        bar, bar_prev = self.bar(t), self.bar(t_prev)
+        bar, bar_prev = self.alpha_bar_at(t), self.alpha_bar_at(t_prev)
         beta = 1 - bar / bar_prev  # of the whole step; beta[t] where t_prev = t - 1
         mean = (math.sqrt(bar_prev) * beta * x0_hat + math.sqrt(1 - beta) * (1 - bar_prev) * xt) / (
             1 - bar
@@ -108,13 +108,13 @@ class DDPMScheduler:
         variance = self.posterior_variance(t, t_prev) if posterior_sigma else beta
         return mean + sigma_scale * math.sqrt(variance) * noise
 
-    def bar(self, t):
+    def alpha_bar_at(self, t):
         """alpha_bar at the int t as a float; 1 before the first step, at t = -1."""
         return self.alpha_bar[t].item() if t >= 0 else 1.0
 
     def posterior_variance(self, t, t_prev):
         """Variance of q(x at t_prev | xt, x0) as a float; t and t_prev are ints. Eq. 7."""
-        bar, bar_prev = self.bar(t), self.bar(t_prev)
+        bar, bar_prev = self.alpha_bar_at(t), self.alpha_bar_at(t_prev)
         return (1 - bar / bar_prev) * (1 - bar_prev) / (1 - bar)
 
     def _pick(self, name, t, like):

@@ -58,13 +58,13 @@ def test_samples_as_good_as_real_images_get_the_floor(tmp_path, monkeypatch, cap
     picked = list(evaluate.tensor_images("", images).batches(20))
     made = to_pixels(torch.cat(picked))  # what the floor draws too
 
-    def paint(pipeline, folder):
+    def copy_training_images(pipeline, folder):
         from training.figures import save_image, single_image
 
         for seed in pipeline.seeds:
             save_image(folder / f"seed{seed:06d}.png", single_image(made[seed]))
 
-    monkeypatch.setattr(evaluate, "fill_folder", paint)
+    monkeypatch.setattr(evaluate, "fill_folder", copy_training_images)
     train = evaluate.tensor_images("drawn images", images)
     test = evaluate.tensor_images("others", torch.randint(0, 256, (50, 1, 8, 8)).byte())
     test = replace(test, size=52)  # two of them cannot be read

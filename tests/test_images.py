@@ -315,7 +315,7 @@ def test_found_recursively_without_hidden_files(tmp_path, as_zip):
     (folder / "notes.txt").write_text("no picture")
     (folder / "folder.png").mkdir()
     files = ImageFiles(zipped(folder, tmp_path / "a.zip") if as_zip else folder)
-    assert list(files.stamp) == sorted(wanted)
+    assert list(files.stamps) == sorted(wanted)
     assert all(files.open(name).size == (8, 8) for name in wanted)
 
 
@@ -429,7 +429,7 @@ def test_linked_folders_are_read_once(tmp_path):
         (folder / "x.png").symlink_to(tmp_path / "elsewhere" / "00.png")
     except OSError:
         pytest.skip("no links here")
-    names = [n.replace(" again", "") for n in ImageFiles(folder).stamp]
+    names = [n.replace(" again", "") for n in ImageFiles(folder).stamps]
     assert sorted(names) == ["00.png", "class/00.png", "class/01.png", "class/02.png", "x.png"]
 
 
@@ -882,7 +882,7 @@ def test_an_open_zip_can_be_sent_to_another_process(tmp_path):
     files = ImageFiles(noise_zip(tmp_path / "a.zip", 2))
     pixels = np.asarray(files.open("001.png"))
     other = pickle.loads(pickle.dumps(files))
-    assert other.stamp == files.stamp
+    assert other.stamps == files.stamps
     np.testing.assert_array_equal(np.asarray(other.open("001.png")), pixels)
 
 

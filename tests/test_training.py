@@ -247,10 +247,10 @@ def test_a_compiled_network_gives_the_same_loss_and_gradient(monkeypatch):
     x, t = torch.randn(4, 3, 8, 8), torch.arange(4) * 100
     runtime = cpu()
     results = []
-    for wish in ("off", "on"):
-        runtime.decide_compile(wish, steps=1)
+    for choice in ("off", "on"):
+        runtime.decide_compile(choice, steps=1)
         forward = runtime.compiled(model)
-        assert (forward is model) == (wish == "off")
+        assert (forward is model) == (choice == "off")
         loss = (forward(x, t) - 1).square().mean()
         grads = torch.autograd.grad(loss, list(model.parameters()))
         results.append((loss, torch.cat([g.flatten() for g in grads])))
@@ -267,8 +267,8 @@ def test_compiled_autoencoder_and_discriminator_give_the_same_gradients(monkeypa
     disc = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)), 1)
     optimizer = Optimizer(model, 1e-3, (0.9, 0.99), 1.0, cpu())
     x, runtime, results = torch.randn(2, 3, 16, 16), cpu(), []
-    for wish in ("off", "on"):
-        runtime.decide_compile(wish, steps=1)
+    for choice in ("off", "on"):
+        runtime.decide_compile(choice, steps=1)
         forward, discriminate = runtime.compiled(model), runtime.compiled(disc)
         torch.manual_seed(0)
         x_hat, posterior = forward(x)

@@ -19,7 +19,7 @@ from training.codec import LatentCodec, PixelCodec
 from training.ema import EMA
 from training.optimizer import Optimizer, lr_factor
 from training.progress import read_metrics
-from training.run import Run, in_slices, not_stopping, parameters
+from training.run import Run, in_slices, parameters, tolerating_os_errors
 
 NUM_BANDS = 10  # of t, in metrics and figures
 NUM_VALID = (
@@ -98,9 +98,9 @@ def train(args, state, *, runtime, model, scheduler, data, facts, kind):
                 progress.report(means, epoch=run.epoch(done), **validation)
             if run.save_due(done):
                 run.save(done, ema.model, facts)
-            run.keep_state(parts, done)
+            run.end_step(parts, done)
             if run.figures_due(done):
-                with not_stopping():
+                with tolerating_os_errors():
                     draw_figures(run, scheduler, data, model, ema.model)
 
 

@@ -76,11 +76,12 @@ def _pick(size, n):
 @dataclass(frozen=True)
 class Description:
     """What is kept of some images: features {space: (N, D)}, colours (N, C, 2): each channel's
-    mean and standard deviation in [0, 255], x0 of the first MOST_NEAREST or None."""
+    mean and standard deviation in [0, 255], x0 of the first MOST_NEAREST, or None where not asked
+    for."""
 
     features: dict
     colours: torch.Tensor
-    x0: torch.Tensor
+    x0: torch.Tensor | None
 
     def __len__(self):
         return len(self.colours)
@@ -120,13 +121,13 @@ def evaluate_denoiser(pipeline, test, train, spaces, training_set):
     check_out(pipeline, folder)
     count = args.num_images
     against = min(test.size, MOST_REAL)
-    hoped = {"samples": count, "test images": against, "training images": min(train.size, count)}
-    _warn_of_too_few(spaces, hoped, test)
+    planned = {"samples": count, "test images": against, "training images": min(train.size, count)}
+    _warn_of_too_few(spaces, planned, test)
     fill_folder(pipeline, folder)
     paths = [folder / f"seed{seed:06d}.png" for seed in pipeline.seeds]
     samples = describe(_read(paths), spaces, "samples", count, codec.encode)
     real = describe(test.batches(against), spaces, "test images", against, codec.encode)
-    others = describe(train.batches(count), spaces, "training images", count)
+    training = describe(train.batches(count), spaces, "training images", count)
     numbers = {k: f"{v:g}" if isinstance(v, float) else v for k, v in pipeline.settings.items()}
     settings = "".join(f", {key} {value}" for key, value in numbers.items())
     label = f"{args.sampler}, {pipeline.steps} steps{settings}"
@@ -135,11 +136,11 @@ def evaluate_denoiser(pipeline, test, train, spaces, training_set):
         "denoiser": str(args.evaluate),
         "denoiser_id": fingerprint(pipeline.model)[:16],
         "label": label,
-        "counts": [count, len(real), len(others)],
+        "counts": [count, len(real), len(training)],
         "real": [test.name, train.name],
         "protocol": f"{count} samples, seeds {pipeline.seeds[0]} to {pipeline.seeds[-1]}, "
         f"{label}, {clipped}, averaged weights, {pipeline.runtime.precision}; "
-        f"against {len(real)} of {test.name}; floor: {len(others)} of "
+        f"against {len(real)} of {test.name}; floor: {len(training)} of "
         f"{train.name}",
     }
     print(fact("protocol", record["protocol"]))
@@ -148,7 +149,7 @@ def evaluate_denoiser(pipeline, test, train, spaces, training_set):
         latents = (codec.encode(to_pixels(x)) for x in test.batches(against))
         batches = (to_uint8(in_slices(codec.decode, x0)).cpu() for x0 in latents)
         compared["reconstructions"] = describe(batches, spaces, "reconstructions", against)
-    compared["floor"] = others
+    compared["floor"] = training
     record["spaces"] = {}
     for space in spaces:
         features = {name: d.features[space.name] for name, d in compared.items()}

@@ -126,7 +126,7 @@ class Run:
 
     @contextmanager
     def progress(self):
-        """The Progress of the run. Ctrl-C only asks for a stop, which keep_state makes."""
+        """The Progress of the run. Ctrl-C only asks for a stop, which end_step makes."""
         handlers = {}
         for name in ("SIGINT", "SIGTERM"):
             number = getattr(signal, name)
@@ -184,7 +184,7 @@ class Run:
         now = {"run": self.name, "step": done, "epoch": self.epoch(done)}
         checkpoint.save_model(path, model, {**facts, **now})
 
-    def keep_state(self, parts, done):
+    def end_step(self, parts, done):
         """The end of a step: save the state with each checkpoint, every STATE_EVERY seconds, and
         when the run was asked to stop; then raise KeyboardInterrupt."""
         late = time.monotonic() - self._saved_at > STATE_EVERY
@@ -224,7 +224,7 @@ def parameters(model):
 
 
 @contextmanager
-def not_stopping():
+def tolerating_os_errors():
     """Around what a run can do without: an OSError (a full disk, a locked file) is only told."""
     try:
         yield

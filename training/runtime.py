@@ -47,10 +47,10 @@ class Runtime:
         """Whether this is a CUDA or ROCm GPU; an Apple GPU is nearer to a CPU in what it can do."""
         return self.device.type == "cuda"
 
-    def decide_compile(self, wish, steps):
+    def decide_compile(self, choice, steps):
         """Set .compile from --compile auto|on|off for a run of that many steps."""
-        self.compile = wish == "on" or (
-            wish == "auto" and steps >= COMPILE_FROM and _can_compile(self.device)
+        self.compile = choice == "on" or (
+            choice == "auto" and steps >= COMPILE_FROM and _can_compile(self.device)
         )
 
     def autocast(self):
@@ -101,16 +101,16 @@ def set_random_state(state, device):
         torch.mps.set_rng_state(state["mps"])
 
 
-def _device(wish):
-    if wish == "auto":
+def _device(choice):
+    if choice == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(wish)
+        device = torch.device(choice)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {wish} cannot be used here: {first_line(error)}") from None
+        raise ValueError(f"--device {choice} cannot be used here: {first_line(error)}") from None
     return device
 
 
