@@ -79,22 +79,13 @@ def dpm_solver_pp(model, scheduler, x, timesteps, noise=None, on_step=None):
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm++": dpm_solver_pp}
 
 
-def sample(
-    model,
-    scheduler,
-    draw,
-    sampler,
-    num_sampling_steps,
-    on_step=None,
-    spacing="trailing",
-    **settings,
-):
+def sample(model, scheduler, draw, sampler, num_sampling_steps, on_step=None, **settings):
     """New samples (B, C, H, W) by a sampler of SAMPLERS, from pure noise: draw() gives the first
-    and all further noise. spacing: that of DDPMScheduler.timesteps. settings: sigma_scale, eta.
+    and all further noise. settings: sigma_scale, eta.
 
     Raises ValueError when num_sampling_steps is not in 1 .. T.
     """
-    timesteps = scheduler.timesteps(num_sampling_steps, spacing)
+    timesteps = scheduler.timesteps(num_sampling_steps)
     x = draw()
     return SAMPLERS[sampler](model, scheduler, x, timesteps, draw, on_step=on_step, **settings)
 

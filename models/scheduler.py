@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-SPACINGS = "trailing", "quadratic"
-
 
 @dataclass(frozen=True)
 class SchedulerConfig:
@@ -51,30 +49,19 @@ class DDPMScheduler:
         }
         self._moved = {}
 
-    def timesteps(self, num_sampling_steps, spacing="trailing"):
+    def timesteps(self, num_sampling_steps):
         """Pairs (t, t_prev) from T-1 down to the last, whose t_prev is -1.
 
-        T-1, where xt is nearly pure noise, is always among them. spacing: "trailing", even steps
-        (Lin et al. 2023, arXiv:2305.08891, table 2), or "quadratic", steps that become shorter
-        towards t = 0, where detail is decided (after Song et al. 2021, appendix D.2): the i-th of
-        n is at t + 1 = T (1 - i / n)^2, but no two are alike.
-        Raises ValueError outside 1 .. T, and for another spacing.
+        "Trailing" spacing: even, and T-1, where xt is nearly pure noise, is always among them.
+        Raises ValueError outside 1 .. T. Source: Lin et al. 2023 (arXiv:2305.08891), table 2.
         """
         if not 1 <= num_sampling_steps <= self.num_steps:
             raise ValueError(
                 f"the number of sampling steps must be 1 to {self.num_steps} (the schedule's "
                 f"steps), but is {num_sampling_steps}"
             )
-        if spacing not in SPACINGS:
-            raise ValueError(f"the spacing must be one of {SPACINGS}, but is {spacing}")
         stride = self.num_steps / num_sampling_steps
-        counts = [self.num_steps - i * stride for i in range(num_sampling_steps)]  # t + 1
-        if spacing == "quadratic":
-            counts = [n**2 / self.num_steps for n in counts]
-        kept = [round(n) - 1 for n in counts]
-        for i in reversed(range(num_sampling_steps)):
-            below = kept[i + 1] if i + 1 < num_sampling_steps else -1
-            kept[i] = max(kept[i], below + 1)
+        kept = [round(self.num_steps - i * stride) - 1 for i in range(num_sampling_steps)]
         return list(zip(kept, kept[1:] + [-1], strict=True))
 
     def add_noise(self, x0, eps, t):

@@ -18,7 +18,6 @@ from models.samplers import (
     sample,
     slerp,
 )
-from models.scheduler import SPACINGS
 
 CASES = [
     ("ddpm", {"sigma_scale": 1.0}),
@@ -90,13 +89,12 @@ def orthonormal_draws(steps):
     return lambda: next(draws).view(n, 1, 1, 1)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 333, 1000])
 @pytest.mark.parametrize(("sampler", "settings"), CASES)
-def test_samplers_follow_the_closed_form(sampler, settings, steps, spacing):
+def test_samplers_follow_the_closed_form(sampler, settings, steps):
     s, draw = scheduler(), orthonormal_draws(steps)
-    x = sample(exact_denoiser(s), s, draw, sampler, steps, spacing=spacing, **settings)
-    mean, variance = recursion(s, sampler, s.timesteps(steps, spacing), **settings)
+    x = sample(exact_denoiser(s), s, draw, sampler, steps, **settings)
+    mean, variance = recursion(s, sampler, s.timesteps(steps), **settings)
     assert x.dtype == torch.float64
     assert x.mean().item() == pytest.approx(mean, abs=1e-9)
     assert x.var(unbiased=False).item() == pytest.approx(variance, rel=1e-9, abs=1e-12)
@@ -113,17 +111,6 @@ def test_samplers_come_to_the_gaussian_as_steps_grow(sampler, settings):
     # What stays is not the sampler's: at T-1 data still are sqrt(alpha_bar) = 0.6 % of xt, which
     # pure noise is not.
     assert errors[0] > errors[1] and errors[2] < 0.012, errors
-
-
-@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 50), ("ddim", 50), ("dpm++", 10)])
-def test_quadratic_spacing_keeps_what_even_steps_smooth_away(sampler, steps):
-    """A Gaussian of STD is to the pictures' spread of about 1 what detail is."""
-    s, errors = scheduler(), {}
-    for spacing in SPACINGS:
-        draw = orthonormal_draws(steps)
-        x = sample(exact_denoiser(s), s, draw, sampler, steps, spacing=spacing)
-        errors[spacing] = abs(x.std(unbiased=False).item() / STD - 1)
-    assert errors["quadratic"] < 0.6 * errors["trailing"], errors
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import scheduler
 
-from models.scheduler import SPACINGS, DDPMScheduler, SchedulerConfig
+from models.scheduler import DDPMScheduler, SchedulerConfig
 
 
 @pytest.mark.parametrize("betas", [(0, 0.02), (1e-4, 1), (0.02, 1e-4), (-1, 0.5), (1e-4, math.nan)])
@@ -51,24 +51,13 @@ def test_clipping_is_the_configs_choice():
     assert scheduler(clip_x0=False).predict_x0(far, zero, t).max() > 50
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("n", [1, 3, 7, 50, 333, 600, 999, 1000])
-def test_timesteps_start_at_the_last_and_end_clean(n, spacing):
-    pairs = scheduler().timesteps(n, spacing)
+def test_timesteps_start_at_the_last_and_end_clean(n):
+    pairs = scheduler().timesteps(n)
     kept = [t for t, _ in pairs]
     assert len(pairs) == n and kept[0] == 999 and pairs[-1][1] == -1
     assert kept == sorted(set(kept), reverse=True) and min(kept) >= 0
     assert [p for _, p in pairs[:-1]] == kept[1:]
-
-
-def test_quadratic_spacing():
-    kept = [t for t, _ in scheduler().timesteps(10, "quadratic")]
-    assert kept == [999, 809, 639, 489, 359, 249, 159, 89, 39, 9]  # 1000 (1 - i / 10)^2 - 1
-    # Near 0, where squares would coincide, no t is left out.
-    last = [t for t, _ in scheduler().timesteps(100, "quadratic")][-9:]
-    assert last == [8, 7, 6, 5, 4, 3, 2, 1, 0]
-    with pytest.raises(ValueError, match="cubic"):
-        scheduler().timesteps(10, "cubic")
 
 
 @pytest.mark.parametrize("n", [0, -1, 1001])

@@ -11,8 +11,6 @@ from PIL import Image
 
 import mnist_diffusion
 from data.images import mnist, to_pixels
-from models.samplers import picture_noise
-from models.scheduler import SPACINGS
 from training import figures, options, seeing
 from training.checkpoint import save_model
 from training.codec import PixelCodec
@@ -46,29 +44,6 @@ def pipeline(*flags):
     return Pipeline(args, Runtime(args), model, s, SHAPE, PixelCodec())
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
-def test_spacing_decides_which_t_are_visited(sampler):
-    quadratic = "--spacing", "quadratic"
-    for flags, want in (((), [999, 749, 499, 249]), (quadratic, [999, 561, 249, 61])):
-        p, visited = pipeline("--sampler", sampler, *flags), []
-        draw = picture_noise([0], SHAPE, "cpu")
-        p.sample(draw, lambda t, *_, visited=visited: visited.append(t))
-        assert visited == want
-        assert p.settings.get("spacing", "trailing") == (flags or ("", "trailing"))[1]
-
-
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_spacing_is_refused_where_no_step_is_skipped(digits, tmp_path, spacing):
-    message = "--spacing is for skipped steps, but all 1000 are taken"
-    with pytest.raises(ValueError, match=message):
-        digits("--sampling-steps", 1000, "--spacing", spacing, "--out", "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_spacings_are_those_of_the_scheduler():
-    assert options.SPACINGS == SPACINGS
-
-
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 1000), ("ddim", 50), ("dpm++", 20)])
 def test_samplers_take_the_steps_that_readme_says(sampler, steps):
     args = options.parse_mnist(["--show", "d", *CPU, "--sampler", sampler])
@@ -96,15 +71,14 @@ def test_pictures_say_how_they_were_made(digits, tmp_path):
     text = Image.open(tmp_path / "out/seed000009.png").text
     assert len(text.pop("denoiser")) == 16
     assert text == {
-        "seed": "9", "sampler": "ddim", "sampling_steps": "4", "spacing": "trailing",
-        "eta": "0.5", "sigma_scale": "1.0", "precision": "fp32",
+        "seed": "9", "sampler": "ddim", "sampling_steps": "4", "eta": "0.5", "sigma_scale": "1.0",
+        "precision": "fp32",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(("flags", "message"), [
     (("--sampler", "dpm++"), "was made with sampler ddpm, not dpm++"),
     (("--sigma-scale", 0.9), "was made with sigma_scale 1.0, not 0.9"),
-    (("--spacing", "quadratic"), "was made with spacing trailing, not quadratic"),
 ])  # fmt: skip
 def test_a_folder_of_other_settings_is_refused(digits, tmp_path, flags, message):
     digits("--num-images", 1, "--out", "out")

@@ -128,8 +128,7 @@ def evaluate_denoiser(pipeline, test, train, spaces, training_set):
     samples = describe(_read(paths), spaces, "samples", count, codec.encode)
     real = describe(test.batches(against), spaces, "test images", against, codec.encode)
     training = describe(train.batches(count), spaces, "training images", count)
-    numbers = {k: f"{v:g}" if isinstance(v, float) else v for k, v in pipeline.settings.items()}
-    settings = "".join(f", {key} {value}" for key, value in numbers.items())
+    settings = "".join(f", {key} {value:g}" for key, value in pipeline.settings.items())
     label = f"{args.sampler}, {pipeline.steps} steps{settings}"
     clipped = "x0 clipped" if pipeline.scheduler.config.clip_x0 else "x0 not clipped"
     record = {

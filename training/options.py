@@ -32,8 +32,8 @@ ONLY_TRAIN = {
     "latent_channels", "kl_weight", "gan_weight",
 }  # fmt: skip
 ONLY_SHOW = {
-    "num_images", "sampler", "sampling_steps", "spacing", "eta", "sigma_scale", "out", "film",
-    "interpolate", "neighbours",
+    "num_images", "sampler", "sampling_steps", "eta", "sigma_scale", "out", "film", "interpolate",
+    "neighbours",
 }  # fmt: skip
 TO_EVALUATE = {"data", "data_root", "workers"}  # of ONLY_TRAIN, what --evaluate takes too
 # --num-images in these modes: default, fewest, most (figures are drawn when all pictures are made).
@@ -45,7 +45,6 @@ EVALUATED_STEPS = 50  # ddpm's, in --evaluate
 SAMPLING = {
     "ddpm": (None, ("sigma_scale",)), "ddim": (50, ("eta", "sigma_scale")), "dpm++": (20, ())
 }  # fmt: skip
-SPACINGS = "trailing", "quadratic"  # of the t that are kept where steps are skipped
 
 
 class Parser(argparse.ArgumentParser):
@@ -260,11 +259,6 @@ def _showing(parser, default, folder):
     otherwise = ", ".join(f"{steps or 'T'} for {name}" for name, (steps, _) in SAMPLING.items())
     _flag(group, "--sampling-steps", "denoising steps", integer(1, 10**6), "N", limits=limits,
           otherwise=otherwise)  # fmt: skip
-    text = (
-        "where steps are skipped: trailing takes even ones; quadratic shorter ones towards t = 0, "
-        "where detail is decided"
-    )
-    _choice(group, "--spacing", text, SPACINGS, SPACINGS[0])
     text = "noise of --sampler ddim: 0 adds none, 1 as much as ddpm with skipped steps"
     _flag(group, "--eta", text, number(0, 1), "E", 0.0)
     text = (
@@ -461,7 +455,6 @@ def _named_by_settings(args):
     """A folder's name for the samples of --evaluate: the checkpoint's, and the sampler's flags."""
     steps, flags = SAMPLING[args.sampler]
     name = f"{Path(args.evaluate).stem}-{args.sampler}{args.sampling_steps or steps}"
-    name += f"-{args.spacing}" if "spacing" in args.given else ""
     return name + "".join(f"-{flag}{getattr(args, flag):g}" for flag in flags if flag in args.given)
 
 

@@ -58,18 +58,10 @@ class Pipeline:
         return self.args.sampling_steps or default or self.scheduler.num_steps
 
     @property
-    def skips(self):
-        """Whether not all of the schedule's steps are taken."""
-        return self.steps < self.scheduler.num_steps
-
-    @property
     def settings(self):
-        """What the sampler takes beside the number of steps; trailing spacing is not mentioned."""
+        """What the sampler takes beside the number of steps."""
         _, names = SAMPLING[self.args.sampler]
-        settings = {name: getattr(self.args, name) for name in names}
-        if self.skips and self.args.spacing != "trailing":
-            settings["spacing"] = self.args.spacing
-        return settings
+        return {name: getattr(self.args, name) for name in names}
 
     @property
     def seeds(self):
@@ -134,13 +126,8 @@ def make_pictures(pipeline, training_set):
 
 def check_out(pipeline, out):
     """Make the folder that out needs; ValueError where it cannot be made or written to, or where
-    the pipeline's steps are not in 1 .. T, or are all T though a spacing was asked for."""
+    the pipeline's steps are not in 1 .. T."""
     pipeline.scheduler.timesteps(pipeline.steps)
-    if "spacing" in pipeline.args.given and not pipeline.skips:
-        raise ValueError(
-            f"--spacing is for skipped steps, but all {pipeline.steps} are taken; "
-            "choose a smaller --sampling-steps"
-        )
     as_grid = out.suffix.lower() in figures.PICTURES
     if not as_grid and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
@@ -162,7 +149,6 @@ def fill_folder(pipeline, folder):
         "denoiser": fingerprint(pipeline.model)[:16],
         "sampler": pipeline.args.sampler,
         "sampling_steps": pipeline.steps,
-        "spacing": "trailing",
         **pipeline.settings,
         "precision": pipeline.runtime.precision,
     }
@@ -183,8 +169,7 @@ def _check_made_alike(path, text):
     """Raise ValueError unless the PNG's text says that it was made with these settings."""
     try:
         with Image.open(path) as image:
-            # The pixels are not decoded. Pictures from before --spacing do not mention it.
-            found = {"spacing": "trailing", **image.info}
+            found = image.info  # the pixels are not decoded
     except DAMAGED:
         found = {}
     for key, value in text.items():
