@@ -81,38 +81,42 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers, about
             f"the latents need another {missing / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB "
             "are free; make room, or choose a smaller --size"
         )
-    jobs = [("train", False), ("valid", False)] + [("train", True)] * mirror
-    total = sum(len(datasets[split]) for split, _ in jobs)
-    shards = []
+    shards = list(_shards(datasets, mirror))
+    total = sum(len(indices) for *_, indices, _ in shards)
     with tqdm(total=total, desc="encoding", unit="images", smoothing=0.05) as bar:
-        for split, flip in jobs:
-            dataset = datasets[split]
-            for start in range(0, len(dataset), SHARD):
-                indices = range(start, min(start + SHARD, len(dataset)))
-                name = f"{split}{'-mirror' * flip}-{start // SHARD:05d}.safetensors"
-                if not (folder / name).is_file():
-                    batches = [list(indices[i : i + BATCH]) for i in range(0, len(indices), BATCH)]
-                    with closing(load_batches(dataset, batches, workers)) as images:
-                        parts = _encode(encode, images, flip, latent_shape, bar)
-                    _write_shard(torch.cat(parts), folder / name)
-                else:
-                    bar.update(len(indices))
-                shards.append((split, name))
+        for split, flip, indices, name in shards:
+            if (folder / name).is_file():
+                bar.update(len(indices))
+                continue
+            batches = [list(indices[i : i + BATCH]) for i in range(0, len(indices), BATCH)]
+            with closing(load_batches(datasets[split], batches, workers)) as images:
+                moments = _encode(encode, images, flip, latent_shape, bar)
+            _write_shard(moments, folder / name)
     try:
-        _write_manifest(folder, shards, {**(about or {}), "mirror": mirror})
+        names = [(split, name) for split, *_, name in shards]
+        _write_manifest(folder, names, {**(about or {}), "mirror": mirror})
     except SafetensorError as error:
         raise ValueError(f"{folder} is damaged ({error}); delete it: it is made again") from None
 
 
+def _shards(datasets, mirror):
+    """(split, whether mirrored, indices of the images, file name) of every shard, in order."""
+    for split, flip in [("train", False), ("valid", False)] + [("train", True)] * mirror:
+        size = len(datasets[split])
+        for start in range(0, size, SHARD):
+            name = f"{split}{'-mirror' * flip}-{start // SHARD:05d}.safetensors"
+            yield split, flip, range(start, min(start + SHARD, size)), name
+
+
 def _encode(encode, batches, flip, latent_shape, bar):
-    """The moments of these batches, fp16 on the CPU; the first part is empty."""
+    """The moments (N, 2c, h, w) of these batches, fp16 on the CPU; N may be 0."""
     c, h, w = latent_shape
     parts = [torch.empty(0, 2 * c, h, w, dtype=torch.float16)]
     for images, _ in batches:
         x = to_pixels(images)
         parts.append(encode(x.flip(3) if flip else x).half().cpu())
         bar.update(len(images))
-    return parts
+    return torch.cat(parts)
 
 
 def _write_shard(moments, path):

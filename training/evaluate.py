@@ -128,17 +128,15 @@ def evaluate_denoiser(pipeline, test, train, spaces, training_set):
     samples = describe(_read(paths), spaces, "samples", count, codec.encode)
     real = describe(test.batches(against), spaces, "test images", against, codec.encode)
     training = describe(train.batches(count), spaces, "training images", count)
-    settings = "".join(f", {key} {value:g}" for key, value in pipeline.settings.items())
-    label = f"{args.sampler}, {pipeline.steps} steps{settings}"
     clipped = "x0 clipped" if pipeline.scheduler.config.clip_x0 else "x0 not clipped"
     record = {
         "denoiser": str(args.evaluate),
         "denoiser_id": fingerprint(pipeline.model)[:16],
-        "label": label,
+        "label": pipeline.label,
         "counts": [count, len(real), len(training)],
         "real": [test.name, train.name],
         "protocol": f"{count} samples, seeds {pipeline.seeds[0]} to {pipeline.seeds[-1]}, "
-        f"{label}, {clipped}, averaged weights, {pipeline.runtime.precision}; "
+        f"{pipeline.label}, {clipped}, averaged weights, {pipeline.runtime.precision}; "
         f"against {len(real)} of {test.name}; floor: {len(training)} of "
         f"{train.name}",
     }
@@ -166,12 +164,14 @@ def evaluate_denoiser(pipeline, test, train, spaces, training_set):
 
 def _warn_of_too_few(spaces, counts, test):
     """Say which distances there cannot be, before samples are made: that may take hours."""
-    for images in test.batches(1):  # none, where it cannot be read
-        for space in spaces:
-            with torch.no_grad():
-                size = space.features(to_pixels(images)).shape[1]
-            if text := _too_few(size, counts):
-                print(f"there will be no distance in the {space.name}: {text}", flush=True)
+    images = next(iter(test.batches(1)), None)
+    if images is None:  # it cannot be read
+        return
+    for space in spaces:
+        with torch.no_grad():
+            size = space.features(to_pixels(images)).shape[1]
+        if text := _too_few(size, counts):
+            print(f"there will be no distance in the {space.name}: {text}", flush=True)
 
 
 def _draw_trade(folder, record):
@@ -283,15 +283,18 @@ def autoencoder_spaces(codec):
 def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
     """Reconstructions of all images of a data set: numbers, and a figure of the best and worst."""
     batches = [part.tolist() for part in torch.arange(len(dataset)).split(args.batch)]
-    scores, indices, totals = [], [], {}
+    scores, indices, totals = {}, [], {}
     with tqdm(total=len(dataset), unit="image", delay=1, leave=False) as bar:
         for images, found in load_batches(dataset, batches, runtime.workers):
             x = to_pixels(images)
             posterior, x_hat = reconstruct(model, runtime, x)
             x_hat = x_hat.clamp(-1, 1)
-            score = [psnr(x, x_hat), ssim(x, x_hat), (x_hat - x).abs().mean(dim=(1, 2, 3))]
-            score += [gradient_magnitude(x_hat), gradient_magnitude(x)]
-            scores.append(torch.stack(score, dim=1))
+            score = {"psnr": psnr(x, x_hat), "ssim": ssim(x, x_hat)}
+            score["l1"] = (x_hat - x).abs().mean(dim=(1, 2, 3))
+            score["gradient"] = gradient_magnitude(x_hat)
+            score["gradient of x"] = gradient_magnitude(x)
+            for key, values in score.items():
+                scores.setdefault(key, []).append(values)
             indices += found
             mean, kl = posterior.mean.double(), posterior.kl().double()
             parts = {"mean": mean, "square": mean.square(), "kl": kl}
@@ -300,15 +303,15 @@ def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
             bar.update(len(found))
     if not indices:
         raise ValueError(f"none of {what} can be read")
-    scores, count = torch.cat(scores).double(), len(indices)
+    scores, count = {k: torch.cat(v).double() for k, v in scores.items()}, len(indices)
+    means = {key: values.mean().item() for key, values in scores.items()}
     mean, square, kl = (totals[key] / count for key in ("mean", "square", "kl"))
     variance = (square - mean.square()).clamp(min=0)
     values = posterior.mean[0, 0].numel()  # per channel
     record = {
         "autoencoder": str(args.evaluate), "images": count, "of": what,
-        "psnr": scores[:, 0].mean().item(), "ssim": scores[:, 1].mean().item(),
-        "l1": scores[:, 2].mean().item(),
-        "gradient": (scores[:, 3].mean() / scores[:, 4].mean()).item(),
+        "psnr": means["psnr"], "ssim": means["ssim"], "l1": means["l1"],
+        "gradient": means["gradient"] / means["gradient of x"],
         "latent_mean": mean.tolist(), "latent_std": variance.sqrt().tolist(),
         "kl": kl.tolist(), "active": int((variance > ACTIVE).sum()),
         "nats": (kl.sum() * values).item(),
@@ -325,7 +328,7 @@ def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
     print(fact("active", f"{record['active']} of {len(mean)} channels"))
     print(fact("rate", f"{record['nats']:.1f} nats per image"))
     fig.mkdir(parents=True, exist_ok=True)
-    _draw_best_and_worst(fig / "evaluation.png", model, runtime, dataset, scores[:, 0], indices)
+    _draw_best_and_worst(fig / "evaluation.png", model, runtime, dataset, scores["psnr"], indices)
     _keep(fig / "evaluation.jsonl", record)
 
 

@@ -57,8 +57,7 @@ def film(pipeline, out):
         rows[f"{label}xt"] = torch.stack([xt[i] for _, xt, _ in picks])
         rows[f"{label}x0_hat"] = torch.stack([x0_hat[i] for _, _, x0_hat in picks])
     captions = {next(iter(rows)): [f"t = {t}" for t, _, _ in picks]}
-    sampler = f"{pipeline.args.sampler}, {steps} steps"
-    title = f"From noise to a picture: xt, and x0 predicted from it ({sampler})"
+    title = f"From noise to a picture: xt, and x0 predicted from it ({pipeline.label})"
     figures.image_rows(out, rows, title, captions)
     animation = out.with_suffix(".gif")
     # One frame: a row per picture, xt on the left and x0_hat on the right.

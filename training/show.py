@@ -64,6 +64,12 @@ class Pipeline:
         return {name: getattr(self.args, name) for name in names}
 
     @property
+    def label(self):
+        """Sampler, steps and settings in words."""
+        settings = "".join(f", {key} {value:g}" for key, value in self.settings.items())
+        return f"{self.args.sampler}, {self.steps} steps{settings}"
+
+    @property
     def seeds(self):
         """One per picture: args.seed and the numbers after it."""
         return range(self.args.seed, self.args.seed + self.args.num_images)
@@ -106,7 +112,7 @@ def make_pictures(pipeline, training_set):
     as_grid = out.suffix.lower() in figures.PICTURES
     others = training_set() if args.neighbours else None
     check_out(pipeline, out)
-    print(f"{args.sampler}, {pipeline.steps} steps a picture, on {pipeline.runtime}", flush=True)
+    print(f"{pipeline.label}, on {pipeline.runtime}", flush=True)
     began = time.monotonic()
     if args.film:
         seeing.film(pipeline, out)
