@@ -309,6 +309,19 @@ def test_bad_input_gets_one_line(trained, script, arguments, message):
     assert message in refused(script, *arguments, cwd=trained)
 
 
+@pytest.mark.parametrize(("parse", "arguments", "in_all_modes"), [
+    (options.parse_mnist, ["--train"], {"batch", "seed"}),
+    (options.parse_latent, ["--train", "--encoder", "e"], {"batch", "seed", "encoder"}),
+    (options.parse_encoder, [], {"batch", "seed"}),
+])  # fmt: skip
+def test_every_flag_has_its_modes(parse, arguments, in_all_modes):
+    """One that is in neither list would be taken and ignored where it does nothing."""
+    of_the_parser = {"train", "show", "evaluate", "given", "images"}
+    flags = set(vars(parse(arguments))) - of_the_parser
+    in_all_modes = in_all_modes | {"device", "precision"}
+    assert flags - options.ONLY_TRAIN - options.ONLY_SHOW == in_all_modes
+
+
 def test_wrong_encoder_is_refused_with_both_names(trained):
     wrong = ("--encoder", "checkpoints/autoencoder/0.safetensors")
     message = refused("latent_diffusion.py", "--show", "faces.safetensors", *wrong, cwd=trained)

@@ -385,10 +385,9 @@ def _finish(parser, argv, needed_to_show=None):
     needed_to_show: {flag: what of ONLY_TRAIN goes with it}.
     """
     args = parser.parse_args(argv)
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    parser._defaults.clear()
-    args.given = set(vars(parser.parse_args(argv)))
+    unset = object()  # parsed again, what was not typed stays as it is put in
+    typed = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
+    args.given = {name for name, value in vars(typed).items() if value is not unset}
     showing = vars(args).pop("showing", None)
     if args.evaluate is not None:
         _refuse(parser, (args.given & ONLY_TRAIN) - TO_EVALUATE, "--evaluate")
