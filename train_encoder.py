@@ -56,7 +56,7 @@ def main(args):
 
 
 def train(args):
-    """Train an autoencoder and its discriminator."""
+    """Train an autoencoder and, unless --gan-weight is 0, its discriminator."""
     args, state = resume(args, "autoencoder")
     torch.manual_seed(args.seed)
     runtime = Runtime(args)

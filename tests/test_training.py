@@ -36,7 +36,7 @@ from models.discriminator import (
     with_low_frequencies,
 )
 from training import options
-from training.checkpoint import checkpoints_in, load_model, load_state, save_model
+from training.checkpoint import checkpoints_in, load_model, load_state, save_model, save_state
 from training.denoiser import NUM_BANDS, DenoiserData, metrics, validate
 from training.ema import EMA
 from training.optimizer import Optimizer, lr_factor
@@ -446,6 +446,27 @@ def test_gan_weight_zero_trains_no_discriminator(tmp_path, monkeypatch):
     assert "loss_disc" not in read_metrics("fig/autoencoder/metrics.jsonl", "plain")[-1]
 
 
+def test_states_that_hold_an_idle_discriminator_are_gone_on_with(tmp_path, monkeypatch, no_figures):
+    """Runs with --gan-weight 0 once kept one."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "pictures", 6, (16, 16))
+    arguments = ["--data", "pictures", "--size", "16x16", "--batch", "2", "--channels", "8", *CPU]
+    for name, weight in (("plain", "0"), ("gan", "1")):
+        more = ["--gan-weight", weight, "--steps", "2", "--name", name]
+        train_encoder.main(options.parse_encoder([*arguments, *more]))
+    plain, gan = (load_state(f"checkpoints/autoencoder/{name}.state") for name in ("plain", "gan"))
+    plain |= {"disc": gan["disc"], "disc_optimizer": gan["disc_optimizer"]}
+    plain["configs"]["disc"] = gan["configs"]["disc"]
+    save_state("checkpoints/autoencoder/plain.state", plain)
+    resume = ["--resume", "plain", "--steps", "3", *CPU]
+    train_encoder.main(options.parse_encoder(resume))
+    assert read_metrics("fig/autoencoder/metrics.jsonl", "plain")[-1]["step"] == 3
+    plain["configs"]["model"]["latent_channels"] = 5
+    save_state("checkpoints/autoencoder/plain.state", plain)
+    with pytest.raises(ValueError, match="was begun with other networks"):
+        train_encoder.main(options.parse_encoder([*resume[:3], "4", *CPU]))
+
+
 def test_same_seed_same_losses_other_seed_others(tmp_path, monkeypatch, no_figures):
     monkeypatch.chdir(tmp_path)
     write_mnist(tmp_path / "data")
@@ -525,7 +546,9 @@ def test_states_of_other_scripts_are_refused(tmp_path, monkeypatch):
 def test_metrics_are_json_whatever_the_numbers(tmp_path):
     """In fp16 a step that is skipped has a gradient of infinite norm."""
     path = tmp_path / "fig" / "metrics.jsonl"
-    append_record(path, {"run": "a", "step": 1, "norm": math.inf, "loss": 0.5, "band": [1.0, None]})
+    append_record(
+        path, {"run": "a", "step": 1, "norm": math.inf, "loss": 0.5, "band": [1.0, math.nan]}
+    )
     append_record(path, {"note": "by hand"})
     append_record(path, {"run": "a", "step": 2, "norm": 2.0})
     keep_until(path, "a", 1)

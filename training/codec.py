@@ -1,7 +1,6 @@
 """From images to x0, what a denoiser learns and makes, and back.
 
-B: batch, C, H, W: an image in [-1, 1], c, h, w: x0. Both directions of both codecs: (B, ..) of any
-device in, (B, ..) float32 on the device out.
+B: batch, C, H, W: an image in [-1, 1], c, h, w: x0.
 """
 
 import torch
@@ -22,7 +21,8 @@ class PixelCodec:
 
 
 class LatentCodec:
-    """x0 is the whitened mean of the autoencoder's posterior."""
+    """x0 is the whitened mean of the autoencoder's posterior. Both directions take tensors of any
+    device and give float32 on the runtime's."""
 
     lossless = False
 

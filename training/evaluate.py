@@ -164,14 +164,12 @@ def evaluate_denoiser(pipeline, test, train, spaces, training_set):
 
 def _warn_of_too_few(spaces, counts, test):
     """Say which distances there cannot be, before samples are made: that may take hours."""
-    images = next(iter(test.batches(1)), None)
-    if images is None:  # it cannot be read
-        return
-    for space in spaces:
-        with torch.no_grad():
-            size = space.features(to_pixels(images)).shape[1]
-        if text := _too_few(size, counts):
-            print(f"there will be no distance in the {space.name}: {text}", flush=True)
+    for images in test.batches(1):  # none, where it cannot be read
+        for space in spaces:
+            with torch.no_grad():
+                size = space.features(to_pixels(images)).shape[1]
+            if text := _too_few(size, counts):
+                print(f"there will be no distance in the {space.name}: {text}", flush=True)
 
 
 def _draw_trade(folder, record):

@@ -86,12 +86,17 @@ def read_records(path):
 def append_record(path, record):
     """Add a line to a file of JSON lines. A number that is not finite (fp16: the gradient's norm in
     a step that is skipped) becomes null: JSON has no other word for it."""
-    record = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
-    }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+
+
+def _finite(tree):
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def keep_until(path, name, step):

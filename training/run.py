@@ -114,7 +114,8 @@ class Run:
         Raises ValueError when this version of the code builds other networks than the run's.
         """
         if self._state:
-            if self._state.get("configs") != _configs(parts):
+            saved, wanted = self._state.get("configs", {}), _configs(parts)
+            if {name: saved.get(name) for name in wanted} != wanted:
                 raise ValueError(
                     f"the run {self.name} was begun with other networks, by another version of "
                     "the code; start a new run, or use that version"

@@ -1,6 +1,6 @@
 """From a denoiser to pictures: sampled in batches, decoded, saved, and shown where possible.
 
-The same for pixels (MNIST) and latents: only `decode` and the training set differ.
+The same for pixels (MNIST) and latents: only the codec and the training set differ.
 """
 
 import time
