@@ -15,7 +15,8 @@ from dataclasses import asdict
 
 import torch
 
-from data.images import mnist, to_pixels
+from data.images import to_pixels
+from data.mnist import mnist_images
 from training import denoiser
 from training.checkpoint import fingerprint
 from training.classifier import features, mnist_classifier
@@ -46,10 +47,10 @@ def train(args):
     runtime = Runtime(args)
 
     # Data: all digits fit on any device as uint8.
-    images = mnist(args.data_root, "train")
+    images = mnist_images(args.data_root, "train")
     same_data(args, state, f"mnist {zlib.crc32(images.numpy()):08x}")
     images = images.to(runtime.device)
-    valid = mnist(args.data_root, "test")[: denoiser.NUM_VALID]
+    valid = mnist_images(args.data_root, "test")[: denoiser.NUM_VALID]
     data = denoiser.DenoiserData(
         draw=lambda indices: runtime.send(to_pixels(images[indices.to(runtime.device)])),
         num_train=len(images),
@@ -81,8 +82,8 @@ def evaluate(args):
     name = f"{classifier.config.features} features of a classifier of MNIST's digits"
     name += f" ({fingerprint(classifier)[:8]})"
     spaces = [Space(name, lambda x: features(classifier, x))]
-    test = tensor_images("MNIST's test images", mnist(root, "test"))
-    train = tensor_images("MNIST's training images", mnist(root, "train"))
+    test = tensor_images("MNIST's test images", mnist_images(root, "test"))
+    train = tensor_images("MNIST's training images", mnist_images(root, "train"))
     evaluate_denoiser(pipeline, test, train, spaces, digits(root))
 
 
@@ -96,7 +97,7 @@ def load(args, path):
 
 def digits(root):
     """The TrainingSet of the denoiser."""
-    images = mnist(root, "train")
+    images = mnist_images(root, "train")
     return TrainingSet(lambda indices: to_pixels(images[list(indices)]), len(images))
 
 

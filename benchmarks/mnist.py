@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from benchmarks import steps
 from benchmarks.report import ROOT, Report, alternate, installed
-from data.images import mnist, to_pixels
+from data.images import to_pixels
+from data.mnist import mnist_images
 from data.order import ShuffledOrder
 from mnist_diffusion import CHANNEL_MULT
 from models.diffusion import LOG_MEAN, LOG_STD, SHARE
@@ -277,7 +278,7 @@ def sample_features(classifier, samples):
 
 def floor(classifier, data_root, test):
     """Mean distance to the test set, over 5 draws, of as many training images."""
-    images = mnist(data_root, "train")
+    images = mnist_images(data_root, "train")
     generator = torch.Generator().manual_seed(0)
     draws = [torch.randperm(len(images), generator=generator)[:SAMPLES] for _ in range(5)]
     return sum(
@@ -287,8 +288,8 @@ def floor(classifier, data_root, test):
 
 def contend(name, budgets, speed, device, data_root):
     """Train a contender for budgets (minutes, rising) at speed steps/s; yields a record of each."""
-    digits, classifier = mnist(data_root, "train"), mnist_classifier(data_root)
-    test = features(classifier, to_pixels(mnist(data_root, "test")))
+    digits, classifier = mnist_images(data_root, "train"), mnist_classifier(data_root)
+    test = features(classifier, to_pixels(mnist_images(data_root, "test")))
     share = 1 - OVERHEAD if name == "ours" else 1
     totals = [round(60 * minutes * speed * share) for minutes in budgets]
     if name == "ours":
@@ -365,7 +366,7 @@ def main():
 def show(records, data_root):
     """All figures of the file, and the floor."""
     report, classifier = Report(), mnist_classifier(data_root)
-    test = features(classifier, to_pixels(mnist(data_root, "test")))
+    test = features(classifier, to_pixels(mnist_images(data_root, "test")))
     value = floor(classifier, data_root, test)
     note = f"{SAMPLES} training images against the test set, mean of 5 draws"
     report.add("floor", value, "Frechet distance", note=note)

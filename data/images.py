@@ -6,7 +6,6 @@ be decoded.
 """
 
 import functools
-import gzip
 import hashlib
 import io
 import os
@@ -24,6 +23,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
+from data import download
 from data.files import first_line
 from data.synthetic import draw_face
 
@@ -43,14 +43,6 @@ DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
     zipfile.BadZipFile, RuntimeError, Image.DecompressionBombError,
 )  # fmt: skip
-MNIST_FILES = {
-    "train": "train-images-idx3-ubyte",
-    "test": "t10k-images-idx3-ubyte",
-}
-MNIST_LABELS = {
-    "train": "train-labels-idx1-ubyte",
-    "test": "t10k-labels-idx1-ubyte",
-}
 
 
 def to_pixels(images):
@@ -66,58 +58,6 @@ def to_display(x):
 def to_uint8(x):
     """[-1, 1], where values outside are clamped -> uint8; the inverse of to_pixels."""
     return (to_display(x) * 255).round().to(torch.uint8)
-
-
-# ---- MNIST --------------------------------------------------------------------------------------
-
-
-def mnist(root, split):
-    """The digits of split "train" or "test": (60000 or 10000, 1, 28, 28) uint8.
-
-    Reads the original files (.gz or unpacked) in root/MNIST/raw, root/raw or root; downloads them
-    to root through torchvision when they are not there. Raises ValueError when that fails.
-    """
-    return _idx(root, MNIST_FILES[split]).unsqueeze(1)
-
-
-def mnist_labels(root, split):
-    """What the digits of mnist(root, split) are: (60000 or 10000,) int64, 0 to 9."""
-    return _idx(root, MNIST_LABELS[split]).long()
-
-
-def _idx(root, name):
-    """The array of one of MNIST's files: (N, ...) uint8."""
-    root = Path(root)
-    folders = [root / "MNIST" / "raw", root / "raw", root]
-    found = [f / n for f in folders for n in (name, f"{name}.gz") if (f / n).is_file()]
-    if not found:
-        _download("MNIST", root)
-        found = [p for p in (folders[0] / name, folders[0] / f"{name}.gz") if p.is_file()]
-    if not found:
-        raise ValueError(
-            f"no MNIST in {root} and the download failed; put the four original files "
-            f"({name}.gz and so on) into {folders[0]}"
-        )
-    try:
-        raw = found[0].read_bytes()
-        raw = gzip.decompress(raw) if found[0].suffix == ".gz" else raw
-        dimensions = raw[3]  # the header: 0, 0, the type (8: uint8), how many sizes follow
-        sizes = np.frombuffer(raw, ">u4", count=dimensions, offset=4).astype(int)
-        values = np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
-    except (EOFError, IndexError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-        raise ValueError(f"{found[0]} is damaged ({error}); delete it and try again") from None
-    return torch.from_numpy(values.copy())
-
-
-def _download(name, root):
-    """Let torchvision try once; whatever goes wrong, the caller looks at what is there."""
-    from torchvision import datasets
-
-    print(f"{name} is not in {root}: downloading it there", flush=True)
-    try:
-        getattr(datasets, name)(root, download=True)
-    except Exception as error:  # no network, quota, missing gdown, read-only folder, ...
-        print(f"the download failed: {error}")
 
 
 # ---- Images on disk -----------------------------------------------------------------------------
@@ -299,21 +239,27 @@ def _find_celeba(root):
             files = ImageFiles(place) if place.exists() else None
             numbered = [n for n in files.stamps if Path(n).stem.isdigit()] if files else []
             if numbered:
-                splits = {"train": [], "valid": [], "test": []}
-                for name in numbered:
-                    number = int(Path(name).stem)
-                    split = "valid" if number < CELEBA_TEST else "test"
-                    splits["train" if number < CELEBA_VALID else split].append(name)
-                if not splits["train"]:
-                    raise ValueError(f"{place} has no image numbered below {CELEBA_VALID}")
-                if not splits["valid"]:
-                    splits |= split_by_hash(splits["train"])
-                if len(numbered) < CELEBA_IMAGES:
-                    print(f"note: {place} holds {len(numbered)} of CelebA's {CELEBA_IMAGES} images")
-                return files, splits
+                return files, _celeba_splits(numbered, place)
         if attempt == 0:
-            _download("CelebA", root)
+            download.try_torchvision("CelebA", root)
     raise ValueError(f"no CelebA in {root}: " + CELEBA_HELP.format(root=root))
+
+
+def _celeba_splits(numbered, place):
+    """{"train": .., "valid": .., "test": ..} of the files named by numbers that place holds; where
+    they end before the official validation split, some of the training images are it."""
+    splits = {"train": [], "valid": [], "test": []}
+    for name in numbered:
+        number = int(Path(name).stem)
+        split = "valid" if number < CELEBA_TEST else "test"
+        splits["train" if number < CELEBA_VALID else split].append(name)
+    if not splits["train"]:
+        raise ValueError(f"{place} has no image numbered below {CELEBA_VALID}")
+    if not splits["valid"]:
+        splits |= split_by_hash(splits["train"])
+    if len(numbered) < CELEBA_IMAGES:
+        print(f"note: {place} holds {len(numbered)} of CelebA's {CELEBA_IMAGES} images")
+    return splits
 
 
 def _scan(files, size, tally):

@@ -128,3 +128,8 @@ def write_mnist(root, train=300, test=64, gz=True):
         else:
             (raw / name).write_bytes(content)
     return root
+
+
+def tree(root):
+    """{path: content} of all files in a folder."""
+    return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}

@@ -1,6 +1,5 @@
 """Laws of the image sources: the same pixels from every layout, closed forms for fit, bad files."""
 
-import gzip
 import io
 import itertools
 import os
@@ -12,22 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import REAL_DATA, write_images, write_mnist
+from helpers import REAL_DATA, tree, write_images
 from PIL import Image
 
-from data import images
+from data import download, images
 from data.images import BadFiles, FileDataset, ImageFiles, fit, load_batches, open_images
 
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="TEST_DATA_ROOT is not set")
 EXIF_ORIENTATION = 274
-
-
-@pytest.fixture
-def downloads(monkeypatch):
-    """Downloads do nothing but are written down here."""
-    tried = []
-    monkeypatch.setattr(images, "_download", lambda name, root: tried.append((name, Path(root))))
-    return tried
 
 
 def encoded(image, kind="PNG", **options):
@@ -64,10 +55,6 @@ def assert_same_images(a, b):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def tree(root):
-    return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-
-
 # ---- To [-1, 1] and back ------------------------------------------------------------------------
 
 
@@ -84,86 +71,6 @@ def test_values_outside_are_clamped():
     x = torch.tensor([-9.0, -1.01, 1.01, 9.0])
     assert images.to_uint8(x).tolist() == [0, 0, 255, 255]
     assert images.to_display(x).tolist() == [0, 0, 1, 1]
-
-
-# ---- MNIST --------------------------------------------------------------------------------------
-
-
-def write_idx(path, digits, gz):
-    content = np.array([2051, *digits.shape], ">u4").tobytes() + digits.tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path = path.with_name(path.name + ".gz") if gz else path
-    path.write_bytes(gzip.compress(content) if gz else content)
-    return path
-
-
-@pytest.mark.parametrize("gz", [True, False])
-@pytest.mark.parametrize("place", ["MNIST/raw", "raw", "."])
-def test_mnist_from_a_read_only_folder(tmp_path, downloads, place, gz):
-    digits = np.random.default_rng(0).integers(0, 256, (2, 5, 28, 28), dtype=np.uint8)
-    folder = tmp_path / place
-    write_idx(folder / "train-images-idx3-ubyte", digits[0], gz)
-    write_idx(folder / "t10k-images-idx3-ubyte", digits[1, :3], gz)
-    before = tree(tmp_path)
-    folder.chmod(0o555)
-    try:
-        train, test = images.mnist(tmp_path, "train"), images.mnist(tmp_path, "test")
-    finally:
-        folder.chmod(0o755)
-    assert torch.equal(train, torch.tensor(digits[0])[:, None])
-    assert torch.equal(test, torch.tensor(digits[1, :3])[:, None])
-    assert tree(tmp_path) == before and not downloads
-
-
-def test_missing_mnist_is_downloaded_once(tmp_path, downloads):
-    with pytest.raises(ValueError, match="no MNIST in .*four original files.*MNIST/raw"):
-        images.mnist(tmp_path / "nowhere", "train")
-    assert downloads == [("MNIST", tmp_path / "nowhere")]
-
-
-def test_downloaded_mnist_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "_download", lambda _, root: write_mnist(root, 7, 3, gz=False))
-    assert images.mnist(tmp_path, "test").shape == (3, 1, 28, 28)
-    assert images.mnist(tmp_path, "train").shape == (7, 1, 28, 28)
-
-
-@pytest.mark.parametrize("error", [OSError("no network"), RuntimeError("quota"), ImportError("g")])
-def test_a_failing_download_is_told_not_raised(tmp_path, monkeypatch, capsys, error):
-    tried = []
-
-    def fail(*_, **__):
-        tried.append(error)
-        raise error
-
-    monkeypatch.setattr("torchvision.datasets.MNIST", fail)
-    monkeypatch.setattr("torchvision.datasets.CelebA", fail)
-    with pytest.raises(ValueError, match="no MNIST"):
-        images.mnist(tmp_path, "train")
-    with pytest.raises(ValueError, match="no CelebA"):
-        open_images("celeba", tmp_path, (16, 16))
-    assert len(tried) == 2
-    assert capsys.readouterr().out.count(f"the download failed: {error}") == 2
-
-
-@pytest.mark.parametrize(
-    "gz, damage",
-    [
-        (True, lambda raw: raw[: len(raw) // 2]),
-        (True, lambda raw: b"<html>not found</html>"),
-        (True, lambda raw: b""),
-        (True, lambda raw: raw[:40] + bytes(40) + raw[80:]),
-        (False, lambda raw: raw[:-1]),
-        (False, lambda raw: raw[:9]),
-        (False, lambda raw: b""),
-    ],
-)
-def test_damaged_mnist_is_named(tmp_path, downloads, gz, damage):
-    digits = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
-    path = write_idx(tmp_path / "raw" / "train-images-idx3-ubyte", digits, gz)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=f"{path.name} is damaged .*delete it") as error:
-        images.mnist(tmp_path, "train")
-    assert "\n" not in str(error.value) and not downloads
 
 
 # ---- CelebA -------------------------------------------------------------------------------------
@@ -256,11 +163,11 @@ def test_a_part_of_celeba_is_told_and_has_validation_images(tmp_path, capsys, im
 def test_downloaded_celeba_is_read(tmp_path, monkeypatch):
     tried = []
 
-    def download(name, root):
+    def fetch(name, root):
         tried.append(name)
         write_celeba(root, "celeba/img_align_celeba")
 
-    monkeypatch.setattr(images, "_download", download)
+    monkeypatch.setattr(download, "try_torchvision", fetch)
     assert len(open_images("celeba", tmp_path, (16, 16))["train"]) == len(BOUNDARIES["train"])
     assert tried == ["CelebA"]
 
@@ -911,17 +818,6 @@ def test_loading_takes_no_random_number_of_the_run(tmp_path):
 
 
 # ---- Real data ----------------------------------------------------------------------------------
-
-
-@needs_real_data
-@pytest.mark.parametrize(
-    "split, count, mean", [("train", 60_000, 0.1307), ("test", 10_000, 0.1325)]
-)
-def test_real_mnist(downloads, split, count, mean):
-    digits = images.mnist(REAL_DATA, split)
-    assert digits.shape == (count, 1, 28, 28) and digits.dtype == torch.uint8
-    assert digits.double().mean() / 255 == pytest.approx(mean, abs=1e-4)
-    assert not downloads
 
 
 @needs_real_data

@@ -13,8 +13,9 @@ import latent_diffusion
 import mnist_diffusion
 import train_encoder
 from data import images
-from data.images import mnist, open_images, to_pixels
+from data.images import open_images, to_pixels
 from data.latents import LatentDataset
+from data.mnist import mnist_images
 from models.discriminator import (
     DiscriminatorConfig,
     PatchDiscriminator,
@@ -277,8 +278,8 @@ def test_digits_are_validated_on_the_test_set(folder, monkeypatch, handed):
     monkeypatch.setattr(denoiser, "NUM_VALID", 20)
     digits()
     (data,) = handed
-    assert torch.equal(data.valid, to_pixels(mnist("data", "test")[:20]))
-    train = to_pixels(mnist("data", "train"))
+    assert torch.equal(data.valid, to_pixels(mnist_images("data", "test")[:20]))
+    train = to_pixels(mnist_images("data", "train"))
     assert data.num_train == len(train)
     assert torch.equal(data.draw(torch.tensor([3, 1])), train[[3, 1]])
     assert torch.equal(data.codec.decode(data.valid), data.valid)

@@ -356,9 +356,9 @@ def test_empty_data_roots_say_what_to_put_where(tmp_path, script, arguments, mes
     """Where the download fails, after one try, one line says what to do; nothing is left behind."""
     parse = {"mnist_diffusion": "parse_mnist", "train_encoder": "parse_encoder"}[script]
     code = (
-        f"import data.images, {script}\n"
+        f"import data.download, {script}\n"
         "from training import options\n"
-        "data.images._download = lambda name, root: print('tried', name)\n"
+        "data.download.try_torchvision = lambda name, root: print('tried', name)\n"
         f"args = options.{parse}({[*arguments, '--data-root', 'empty']})\n"
         f"options.run({script}.main, args)\n"
     )

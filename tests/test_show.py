@@ -10,7 +10,8 @@ from helpers import CPU, randomize, scheduler, small_unet, write_mnist
 from PIL import Image
 
 import mnist_diffusion
-from data.images import mnist, to_pixels
+from data.images import to_pixels
+from data.mnist import mnist_images
 from training import figures, options, seeing
 from training.checkpoint import save_model
 from training.codec import PixelCodec
@@ -243,6 +244,6 @@ def test_neighbours_of_digits_are_mnists(tmp_path, monkeypatch, known, typed):
     flags = ["--show", "d.safetensors", "--neighbours", "--sampler", "dpm++", *CPU]
     flags += ["--num-images", "2", "--sampling-steps", "2", *typed]
     mnist_diffusion.main(options.parse_mnist(flags))
-    digits = to_pixels(mnist("elsewhere", "train"))
+    digits = to_pixels(mnist_images("elsewhere", "train"))
     errors = (shown["sample"][:, None] - digits[None]).square().mean(dim=(2, 3, 4))
     torch.testing.assert_close(shown["nearest"], digits[errors.argmin(dim=1)])

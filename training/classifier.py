@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.images import mnist, mnist_labels, to_pixels, to_uint8
+from data.images import to_pixels, to_uint8
+from data.mnist import mnist_images, mnist_labels
 from models.classifier import Classifier, ClassifierConfig
 from training.checkpoint import load_model, save_model
 from training.optimizer import lr_factor
@@ -21,15 +22,15 @@ def mnist_classifier(data_root, path="checkpoints/classifier/mnist.safetensors")
 
     Always trained on the CPU in fp32 from one seed, so that distances of different machines are
     close; they are of one and the same classifier only where its fingerprint is. Raises
-    ValueError as mnist() does, and where it does not get to 99 %.
+    ValueError as mnist_images() does, and where it does not get to 99 %.
     """
     if Path(path).is_file():
         return load_model(path, "Classifier")[0]
-    images, labels = mnist(data_root, "train"), mnist_labels(data_root, "train")
+    images, labels = mnist_images(data_root, "train"), mnist_labels(data_root, "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = _train(images, labels)
-    right = accuracy(model, mnist(data_root, "test"), mnist_labels(data_root, "test"))
+    right = accuracy(model, mnist_images(data_root, "test"), mnist_labels(data_root, "test"))
     if right < AT_LEAST:
         raise ValueError(
             f"the classifier gets {right:.1%} of MNIST's test set right, but distances in its "

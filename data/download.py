@@ -1,0 +1,12 @@
+"""Data sets that torchvision knows where to get."""
+
+
+def try_torchvision(name, root):
+    """Let torchvision try once; whatever goes wrong, the caller looks at what is there."""
+    from torchvision import datasets
+
+    print(f"{name} is not in {root}: downloading it there", flush=True)
+    try:
+        getattr(datasets, name)(root, download=True)
+    except Exception as error:  # no network, quota, missing gdown, read-only folder, ...
+        print(f"the download failed: {error}")
