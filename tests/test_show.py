@@ -10,7 +10,7 @@ from helpers import CPU, randomize, scheduler, small_unet, write_mnist
 from PIL import Image
 
 import mnist_diffusion
-from data.images import to_pixels
+from data.images import to_pixels, to_uint8
 from data.mnist import mnist_images
 from training import figures, options, seeing
 from training.checkpoint import save_model
@@ -247,3 +247,21 @@ def test_neighbours_of_digits_are_mnists(tmp_path, monkeypatch, known, typed):
     digits = to_pixels(mnist_images("elsewhere", "train"))
     errors = (shown["sample"][:, None] - digits[None]).square().mean(dim=(2, 3, 4))
     torch.testing.assert_close(shown["nearest"], digits[errors.argmin(dim=1)])
+
+
+@pytest.mark.parametrize(("columns", "size"), [(3, 8), (5, 64)])
+def test_pictures_in_a_grid_end_where_they_end(tmp_path, columns, size):
+    """Enlarged, a picture of one colour stays so to its edge, and the lines between are white."""
+    x = torch.linspace(-0.9, 0.9, 15).view(5, 3, 1, 1).expand(5, 3, size, size)
+    figures.save_grid(tmp_path / "grid.png", x, columns)
+    image = np.asarray(Image.open(tmp_path / "grid.png"))
+    factor = image.shape[1] // (columns * (size + 2) + 2)
+    assert image.shape == (factor * (-(-5 // columns) * (size + 2) + 2),
+                           factor * (columns * (size + 2) + 2), 3) and factor > 1  # fmt: skip
+    step, line, side = (factor * n for n in (size + 2, 2, size))
+    for i in range(5):
+        top, left = (line + step * k for k in divmod(i, columns))
+        picture = image[top : top + side, left : left + side]
+        assert (picture == to_uint8(x)[i, :, 0, 0].numpy()).all()
+        assert (image[top - line : top] == 255).all()
+        assert (image[:, left - line : left] == 255).all()

@@ -12,10 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from data.files import write_atomic
-from data.images import to_display, to_uint8
+from data.images import to_display, to_pixels, to_uint8
 
 PICTURES = (".png", ".jpg", ".jpeg")  # endings of single pictures and grids
 PIXELS = 1000  # least width of a grid: small pictures are enlarged for the eye
@@ -47,11 +48,12 @@ def save_animation(path, frames, columns):
 
 def _grid(x, columns, width):
     """A PIL image of pictures (B, C, H, W), or uint8, enlarged by a whole number to about width."""
-    x = x if x.dtype == torch.uint8 else to_uint8(x)
-    grid = make_grid(x.cpu(), columns, padding=2, pad_value=255)
-    image = Image.fromarray(grid.permute(1, 2, 0).numpy())
-    factor = max(1, round(width / image.width))
-    return image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
+    x = (x if x.dtype == torch.uint8 else to_uint8(x)).cpu()
+    factor = max(1, round(width / (min(columns, len(x)) * (x.shape[3] + 2) + 2)))
+    if factor > 1:  # before they stand beside white lines, which would ring into them
+        x = to_uint8(F.interpolate(to_pixels(x), scale_factor=factor, mode="bicubic"))
+    grid = make_grid(x, columns, padding=2 * factor, pad_value=255)
+    return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
 def single_image(x):
@@ -226,8 +228,7 @@ def side_by_side(path, grids, title):
     fig = Figure(figsize=(5 * len(grids), 5.2), layout="constrained")
     for ax, (label, x) in zip(fig.subplots(1, len(grids), squeeze=False)[0], grids.items(),
                               strict=True):  # fmt: skip
-        grid = make_grid(to_display(x).cpu(), grid_columns(len(x)), padding=1, pad_value=1.0)
-        ax.imshow(grid.permute(1, 2, 0).numpy(), interpolation="lanczos")
+        ax.imshow(np.asarray(_grid(x, grid_columns(len(x)), PIXELS / 2)))
         ax.set_title(label)
         ax.axis("off")
     fig.suptitle(title)
