@@ -72,7 +72,7 @@ def train(args):
 
     # Networks: latents at a quarter of the size; no discriminator with --gan-weight 0.
     model, disc = networks(args, channels)
-    model, disc = runtime.place(model).train(), disc and runtime.place(disc).train()
+    model = runtime.place(model).train()
     ema = EMA(model, args.ema)
 
     # Optimizers, and where a resumed run was.
@@ -80,6 +80,7 @@ def train(args):
     parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
     trained, discriminator = {"encoder": model.encoder, "decoder": model.decoder}, "none"
     if disc:
+        disc = runtime.place(disc).train()
         disc_optimizer = Optimizer(disc, args.lr, (0.5, 0.9), MAX_GRADIENT, runtime)
         parts |= {"disc": disc, "disc_optimizer": disc_optimizer}
         trained["disc"] = disc

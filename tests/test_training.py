@@ -446,6 +446,19 @@ def test_gan_weight_zero_trains_no_discriminator(tmp_path, monkeypatch):
     assert "loss_disc" not in read_metrics("fig/autoencoder/metrics.jsonl", "plain")[-1]
 
 
+def test_the_discriminator_begins_at_the_step_that_is_announced(
+    tmp_path, monkeypatch, capsys, no_figures
+):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "pictures", 6, (16, 16))
+    arguments = ["--data", "pictures", "--size", "16x16", "--batch", "2", "--channels", "8", *CPU]
+    for steps, begin in (("5", 4), ("6", 4)):  # steps 0, 1, .. of the loop are 1, 2, .. in words
+        train_encoder.main(options.parse_encoder([*arguments, "--steps", steps, "--name", steps]))
+        assert f"from step {begin} on" in capsys.readouterr().out
+        records = read_metrics("fig/autoencoder/metrics.jsonl", steps)
+        assert [r["step"] for r in records if "loss_disc" in r][0] == begin
+
+
 def test_states_that_hold_an_idle_discriminator_are_gone_on_with(tmp_path, monkeypatch, no_figures):
     """Runs with --gan-weight 0 once kept one."""
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,7 @@ from training.progress import read_metrics
 from training.run import Run, in_slices, parameters, tolerating_os_errors
 
 NUM_BANDS = 10  # of t, in metrics and figures
-NUM_VALID = 256  # most validation images behind the validation loss; fewer are repeated up to it
+NUM_VALID = 256  # most validation images behind the validation loss; fewer are repeated
 PREVIEW_STEPS, NUM_PREVIEWS = 50, 16
 MAX_GRADIENT = 1.0  # norm from which a gradient is shortened
 
