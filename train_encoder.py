@@ -76,12 +76,12 @@ def train(args):
     ema = EMA(model, args.ema)
 
     # Optimizers, and where a resumed run was.
-    optimizer = Optimizer(model, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
+    optimizer = Optimizer(model, args.optimizer, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
     parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
     trained, discriminator = {"encoder": model.encoder, "decoder": model.decoder}, "none"
     if disc:
         disc = runtime.place(disc).train()
-        disc_optimizer = Optimizer(disc, args.lr, (0.5, 0.9), MAX_GRADIENT, runtime)
+        disc_optimizer = Optimizer(disc, "adamw", args.lr, (0.5, 0.9), MAX_GRADIENT, runtime)
         parts |= {"disc": disc, "disc_optimizer": disc_optimizer}
         trained["disc"] = disc
         discriminator = f"{parameters(disc)}, from step {math.ceil(DISC_START * run.steps) + 1} on"

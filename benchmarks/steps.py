@@ -64,7 +64,9 @@ def our_step(args, runtime, model, scheduler, draw):
     """(step, network) of training/denoiser.py's loop; draw: () -> x0 on the CPU."""
     model = runtime.place(model).train()
     ema = EMA(model, args.ema)
-    optimizer = Optimizer(model, args.lr, (0.9, 0.99), denoiser.MAX_GRADIENT, runtime)
+    optimizer = Optimizer(
+        model, args.optimizer, args.lr, (0.9, 0.99), denoiser.MAX_GRADIENT, runtime
+    )
     objective = Objective(scheduler, args.t_density, args.min_snr, runtime.device)
 
     def step():
@@ -170,8 +172,12 @@ def our_autoencoder(device, precision):
     model, disc = train_encoder.networks(args, 3)
     model, disc = runtime.place(model).train(), runtime.place(disc).train()
     ema = EMA(model, args.ema)
-    optimizer = Optimizer(model, args.lr, (0.9, 0.99), train_encoder.MAX_GRADIENT, runtime)
-    disc_optimizer = Optimizer(disc, args.lr, (0.5, 0.9), train_encoder.MAX_GRADIENT, runtime)
+    optimizer = Optimizer(
+        model, args.optimizer, args.lr, (0.9, 0.99), train_encoder.MAX_GRADIENT, runtime
+    )
+    disc_optimizer = Optimizer(
+        disc, "adamw", args.lr, (0.5, 0.9), train_encoder.MAX_GRADIENT, runtime
+    )
     x = runtime.send(torch.rand(args.batch, 3, *args.size) * 2 - 1)
 
     def step():

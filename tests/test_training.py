@@ -39,6 +39,7 @@ from training import options
 from training.checkpoint import checkpoints_in, load_model, load_state, save_model, save_state
 from training.denoiser import NUM_BANDS, DenoiserData, metrics, validate
 from training.ema import EMA
+from training.muon import Muon, orthogonalised
 from training.optimizer import Optimizer, lr_factor
 from training.progress import Progress, append_record, keep_until, read_metrics
 from training.run import Run, in_slices
@@ -90,29 +91,127 @@ def test_rate_warms_up_then_falls():
 
 def test_gradient_is_clipped_and_its_norm_reported():
     model = nn.Linear(1, 1, bias=False)
-    optimizer = Optimizer(model, 0.1, (0.9, 0.99), 1.0, cpu())
+    optimizer = Optimizer(model, "adamw", 0.1, (0.9, 0.99), 1.0, cpu())
     before = model.weight.item()
     norm = optimizer.step(1000 * model.weight.sum(), rate=0.5)
     assert norm.item() == pytest.approx(1000)
     assert before - model.weight.item() == pytest.approx(0.05, rel=0.01)  # lr * rate, Adam's unit
     assert model.weight.grad is None
-    mean = optimizer.adamw.state[model.weight]["exp_avg"].item()
+    mean = optimizer.optimizers["adamw"].state[model.weight]["exp_avg"].item()
     assert mean == pytest.approx((1 - 0.9) * 1.0, rel=1e-3)  # of the clipped gradient
 
 
 def test_fp16_scales_the_loss_and_keeps_its_scale():
     model = nn.Linear(1, 1, bias=False)
-    optimizer = Optimizer(model, 0.1, (0.9, 0.99), 1.0, cpu("fp16"))
+    optimizer = Optimizer(model, "adamw", 0.1, (0.9, 0.99), 1.0, cpu("fp16"))
     assert optimizer.scaler.get_scale() > 1
     before = model.weight.item()
     norm = optimizer.step(2 * model.weight.sum(), rate=1.0)
     assert norm.item() == pytest.approx(2)  # of the unscaled gradient
     assert before - model.weight.item() == pytest.approx(0.1, rel=0.01)
-    other = Optimizer(model, 0.1, (0.9, 0.99), 1.0, cpu("fp16"))
+    other = Optimizer(model, "adamw", 0.1, (0.9, 0.99), 1.0, cpu("fp16"))
     saved = optimizer.state_dict()
     saved["scaler"]["scale"] = 1024.0
     other.load_state_dict(saved)
     assert other.scaler.get_scale() == 1024
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 40), (1, 24, 6), (2, 16, 16)])
+def test_newton_and_schulz_orthogonalise(shape):
+    """Singular vectors as an SVD has them, singular values between 0.68 and 1.21 (those that are
+    not below 0.002 of the norm)."""
+    n, r, c = shape
+    k = min(r, c)
+    torch.manual_seed(0)
+    u = torch.linalg.qr(torch.randn(n, r, k)).Q
+    v = torch.linalg.qr(torch.randn(n, c, k)).Q
+    s = torch.logspace(0, -2.3, k)
+    out = u.mT @ orthogonalised(30 * (u * s) @ v.mT) @ v  # diagonal, where u and v are kept
+    values = out.diagonal(dim1=1, dim2=2)
+    assert values.min() > 0.68 and values.max() < 1.21
+    assert (out - torch.diag_embed(values)).abs().max() < 1e-3
+    assert orthogonalised(torch.zeros(shape)).abs().max() == 0
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16)])
+def test_muon_steps_as_that_of_torch(shape):
+    """torch's takes matrices only, multiplies in bfloat16, and 0.2 times the rate."""
+    torch.manual_seed(0)
+    ours = nn.Parameter(torch.randn(shape))
+    theirs = nn.Parameter(ours.detach().clone())
+    start, both = ours.detach().clone(), {"weight_decay": 0.3, "momentum": 0.9}
+    optimizers = [
+        Muon([ours], lr=0.02, **both),
+        torch.optim.Muon(
+            [theirs], lr=0.1, adjust_lr_fn="match_rms_adamw", **{**both, "weight_decay": 0.06}
+        ),
+    ]
+    for _ in range(4):
+        gradient = torch.randn(shape)
+        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()
+
+
+def test_muon_moves_convolutions_by_the_rate():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 16, 3).to(memory_format=torch.channels_last)
+    before = conv.weight.detach().clone()
+    conv(torch.randn(8, 32, 5, 5)).square().sum().backward()
+    Muon([conv.weight], lr=0.01, weight_decay=0).step()
+    step = conv.weight.detach() - before
+    assert step.square().mean().sqrt().item() == pytest.approx(0.01, rel=0.3)
+    assert (step * conv.weight.grad).sum() < 0
+    values = torch.linalg.svdvals(step.flatten(1))
+    assert values.max() < 2 * values.min()  # as far in all directions
+
+
+def test_matrices_are_muons_and_all_else_is_adamws():
+    for model, outer in (
+        (small_unet(), {"conv_in.weight", "conv_out.weight"}),
+        (small_autoencoder(), {
+            "encoder.conv_in.weight", "encoder.conv_out.weight", "quant_conv.weight",
+            "post_quant_conv.weight", "decoder.conv_in.weight", "decoder.conv_out.weight",
+        }),
+    ):  # fmt: skip
+        named = {parameter: name for name, parameter in model.named_parameters()}
+        optimizer = Optimizer(model, "muon", 1e-3, (0.9, 0.99), 1.0, cpu())
+        parts = optimizer.optimizers
+        names = {k: [named[w] for w in o.param_groups[0]["params"]] for k, o in parts.items()}
+        assert sorted(names["muon"] + names["adamw"]) == sorted(named.values())
+        assert set(names["muon"]) == {n for w, n in named.items() if w.ndim > 1} - outer
+        alone = Optimizer(model, "adamw", 1e-3, (0.9, 0.99), 1.0, cpu()).optimizers
+        assert list(alone) == ["adamw"]
+        assert len(alone["adamw"].param_groups[0]["params"]) == len(named)
+
+
+def test_the_size_of_the_state_is_known_before_the_first_step():
+    model = small_unet()
+    optimizer = Optimizer(model, "muon", 1e-3, (0.9, 0.99), 1.0, cpu())
+    expected = optimizer.state_bytes()
+    optimizer.step(model(torch.randn(2, 1, 8, 8), torch.tensor([3, 5])).square().sum(), 1.0)
+    states = [s for o in optimizer.optimizers.values() for s in o.state.values()]
+    kept = sum(4 * v.numel() for s in states for v in s.values() if v.ndim)
+    assert kept == expected
+
+
+def test_an_infinite_gradient_moves_no_weight_in_fp16():
+    """Where it is infinite in one weight, and in the other optimizer's alone finite, too."""
+    for infinite in ("bias", "weight"):
+        model = nn.Linear(8, 8)
+        optimizer = Optimizer(model, "muon", 0.1, (0.9, 0.99), 1.0, cpu("fp16"))
+        scale = optimizer.scaler.get_scale()
+        before = [p.detach().clone() for p in model.parameters()]
+        loss = sum(
+            (p * (math.inf if n == infinite else 1)).sum() for n, p in model.named_parameters()
+        )
+        assert not optimizer.step(loss, 1.0).isfinite()
+        assert all(map(torch.equal, before, model.parameters()))
+        assert optimizer.scaler.get_scale() < scale
+        assert optimizer.step(sum(p.sum() for p in model.parameters()), 1.0).isfinite()
+        assert not any(map(torch.equal, before, model.parameters()))
 
 
 # ---- Autoencoder: GAN and PSNR ------------------------------------------------------------------
@@ -135,7 +234,7 @@ def test_adaptive_loss_is_a_scaled_generator_loss(residual):
     discriminate = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)))
     x = torch.randn(2, 3, 16, 24)
     x_hat = (x + residual * torch.randn_like(x)).requires_grad_()
-    optimizer = Optimizer(discriminate, 1e-3, (0.5, 0.9), 1.0, cpu())
+    optimizer = Optimizer(discriminate, "adamw", 1e-3, (0.5, 0.9), 1.0, cpu())
     loss, metrics = train_encoder.adaptive_gan_loss(discriminate, x, x_hat, cpu(), optimizer)
     (got,) = torch.autograd.grad(loss, x_hat)
     detail = with_low_frequencies(x_hat, x)
@@ -265,7 +364,7 @@ def test_compiled_autoencoder_and_discriminator_give_the_same_gradients(monkeypa
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     model = randomize(small_autoencoder())
     disc = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)), 1)
-    optimizer = Optimizer(model, 1e-3, (0.9, 0.99), 1.0, cpu())
+    optimizer = Optimizer(model, "adamw", 1e-3, (0.9, 0.99), 1.0, cpu())
     x, runtime, results = torch.randn(2, 3, 16, 16), cpu(), []
     for choice in ("off", "on"):
         runtime.decide_compile(choice, steps=1)
@@ -692,9 +791,10 @@ def test_a_state_of_other_networks_is_refused(tmp_path, monkeypatch, no_figures)
         mnist_diffusion.main(options.parse_mnist(["--train", "--resume", "--steps", "4"]))
 
 
-def test_runs_from_before_min_snr_and_t_density_go_on_without_them():
+def test_runs_from_before_a_flag_go_on_without_it():
     args = options.parse_mnist(["--train", "--resume"])
     old = options.resumed(args, {"lr": 0.1})
-    assert (old.min_snr, old.t_density) == (0, "uniform")
-    new = options.resumed(args, {"lr": 0.1, "min_snr": 5.0, "t_density": "lognormal"})
-    assert (new.min_snr, new.t_density) == (5, "lognormal")
+    assert (old.min_snr, old.t_density, old.optimizer) == (0, "uniform", "adamw")
+    saved = {"lr": 0.1, "min_snr": 5.0, "t_density": "lognormal", "optimizer": "muon"}
+    new = options.resumed(args, saved)
+    assert (new.min_snr, new.t_density, new.optimizer) == (5, "lognormal", "muon")

@@ -63,7 +63,7 @@ def train(args, state, *, runtime, model, scheduler, data, facts, kind):
     run = Run(args, runtime, state, order, kind)
     model = runtime.place(model).train()
     ema = EMA(model, args.ema)
-    optimizer = Optimizer(model, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
+    optimizer = Optimizer(model, args.optimizer, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
     parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
     run.restore(parts)
     runtime.decide_compile(args.compile, run.steps - run.start)

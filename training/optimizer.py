@@ -1,9 +1,13 @@
-"""AdamW with gradient clipping and, for fp16, loss scaling; and the schedule of its rate."""
+"""The step of one network: Muon or AdamW, clipped gradients, scaled losses; the rate's schedule."""
 
 import math
 
 import torch
 from torch import nn
+
+from training.muon import Muon
+
+FEW = 8  # channels; layers from or to fewer (of images and latents) are left to AdamW
 
 
 def lr_factor(step, steps, warmup=0.05, floor=0.01):
@@ -19,36 +23,66 @@ def lr_factor(step, steps, warmup=0.05, floor=0.01):
 
 
 class Optimizer:
-    """One network's AdamW. A gradient longer than `clip` is shortened to it."""
+    """Muon or AdamW for one network. A gradient longer than `clip` is shortened to it.
 
-    def __init__(self, model, lr, betas, clip, runtime):
+    kind: "muon", with which AdamW takes what is no matrix, and the first and last layers; "adamw".
+    """
+
+    def __init__(self, model, kind, lr, betas, clip, runtime):
         self.parameters = list(model.parameters())
         self.lr, self.clip = lr, clip
-        self.adamw = torch.optim.AdamW(
-            self.parameters, lr=lr, betas=betas, weight_decay=1e-4, fused=runtime.fused
-        )
+        matrices = [p for p in self.parameters if kind == "muon" and _is_matrix(p)]
+        others = [p for p in self.parameters if kind == "adamw" or not _is_matrix(p)]
+        self.optimizers = {
+            "adamw": torch.optim.AdamW(
+                others, lr=lr, betas=betas, weight_decay=1e-4, fused=runtime.fused
+            )
+        }
+        if matrices:
+            self.optimizers["muon"] = Muon(matrices, lr)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
 
     def step(self, loss, rate):
         """One update with the learning rate lr * rate; the gradient's norm before clipping."""
-        for group in self.adamw.param_groups:
-            group["lr"] = self.lr * rate
         self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.adamw)
+        for optimizer in self.optimizers.values():
+            self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.scaler.step(self.adamw)
+        # In fp16 a gradient may be infinite; then clipping has made all of them useless.
+        if not self.scaler.is_enabled() or norm.isfinite():
+            for optimizer in self.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr * rate
+                self.scaler.step(optimizer)
         self.scaler.update()
-        self.adamw.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def state_bytes(self):
+        """Size of what the optimizers keep: one number per element of a matrix, two of others."""
+        sizes = {"adamw": 8, "muon": 4}
+        return sum(
+            sizes[name] * weight.numel()
+            for name, optimizer in self.optimizers.items()
+            for weight in optimizer.param_groups[0]["params"]
+        )
+
     def state_dict(self):
-        return {"adamw": self.adamw.state_dict(), "scaler": self.scaler.state_dict()}
+        states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        return {**states, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state):
-        self.adamw.load_state_dict(state["adamw"])
-        # Fused kernels walk weights and moments in the order of memory, which must be the same.
-        for parameter, moments in self.adamw.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                moments[name] = torch.empty_like(parameter).copy_(moments[name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[name])
+            # Fused kernels walk weights and moments in the order of memory, which must be the same.
+            for parameter, moments in optimizer.state.items():
+                for key, value in moments.items():
+                    if value.shape == parameter.shape:
+                        moments[key] = torch.empty_like(parameter).copy_(value)
         if state["scaler"] and self.scaler.is_enabled():  # a resumed run may change its precision
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _is_matrix(parameter):
+    return parameter.ndim > 1 and min(parameter.shape[:2]) >= FEW

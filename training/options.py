@@ -13,11 +13,14 @@ import traceback
 from pathlib import Path
 
 # images: shown in all, (on a CPU, on a GPU), which gives the default of --epochs for any data set.
-MNIST = {"images": (840_000, 840_000), "batch": 64, "lr": 1e-3, "channels": 32, "blocks": 1,
-         "min_snr": 5.0, "t_density": "lognormal", "num_images": 30}  # fmt: skip
-ENCODER = {"images": (170_000, 1_600_000), "batch": 16, "lr": 1e-3, "channels": 32, "blocks": 1}
-LATENT = {"images": (1_000_000, 3_200_000), "batch": 64, "lr": 1e-3, "channels": 64, "blocks": 1,
-          "min_snr": 5.0, "t_density": "uniform", "num_images": 15}  # fmt: skip
+MNIST = {"images": (840_000, 840_000), "batch": 64, "lr": 1e-3, "optimizer": "muon",
+         "channels": 32, "blocks": 1, "min_snr": 5.0, "t_density": "lognormal",
+         "num_images": 30}  # fmt: skip
+ENCODER = {"images": (170_000, 1_600_000), "batch": 16, "lr": 1e-3, "optimizer": "adamw",
+           "channels": 32, "blocks": 1}  # fmt: skip
+LATENT = {"images": (1_000_000, 3_200_000), "batch": 64, "lr": 1e-3, "optimizer": "muon",
+          "channels": 64, "blocks": 1, "min_snr": 5.0, "t_density": "uniform",
+          "num_images": 15}  # fmt: skip
 CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W); CelebA on a GPU, all else
 
 # What belongs to the machine is not kept in a run's state; what is movable may be typed anew when
@@ -27,9 +30,9 @@ MOVABLE = MACHINE | {
     "precision", "data", "data_root", "encoder", "epochs", "steps", "resume", "train",
 }  # fmt: skip
 ONLY_TRAIN = {
-    "data", "size", "epochs", "steps", "lr", "channels", "blocks", "dropout", "min_snr",
-    "t_density", "ema", "name", "resume", "mirror", "data_root", "compile", "workers", "no_flip",
-    "latent_channels", "kl_weight", "gan_weight",
+    "data", "size", "epochs", "steps", "lr", "optimizer", "channels", "blocks", "dropout",
+    "min_snr", "t_density", "ema", "name", "resume", "mirror", "data_root", "compile", "workers",
+    "no_flip", "latent_channels", "kl_weight", "gan_weight",
 }  # fmt: skip
 ONLY_SHOW = {
     "num_images", "sampler", "sampling_steps", "eta", "sigma_scale", "out", "film", "interpolate",
@@ -206,6 +209,11 @@ def _training(parser, default):
     _flag(group, "--batch", text, integer(1, 65536), "N", default["batch"])
     text = "peak learning rate: warm-up, then cosine"
     _flag(group, "--lr", text, number(0, 1, open_low=True), "RATE", default["lr"])
+    text = (
+        "muon: steps that are orthogonal matrices, with AdamW for norms, biases, first and last "
+        "layers; adamw: AdamW for all; both at --lr"
+    )
+    _choice(group, "--optimizer", text, ["muon", "adamw"], default["optimizer"])
     text = "decay of the averaged weights, which checkpoints hold"
     _flag(group, "--ema", text, number(0, 1, open_high=True), "DECAY", 0.999)
     text = "seed of all random numbers" + "; picture i of --show has seed N + i" * shows
@@ -469,7 +477,8 @@ def resumed(args, saved):
 
     Raises ValueError where something typed contradicts the run.
     """
-    if hasattr(args, "min_snr"):  # runs from before these flags had all t alike
+    saved = {"optimizer": "adamw", **saved}  # of runs from before this flag
+    if hasattr(args, "min_snr"):  # and from before these, all t alike
         saved = {"min_snr": 0.0, "t_density": "uniform", **saved}
     merged = argparse.Namespace(**{**vars(args), **saved})
     for name in args.given:

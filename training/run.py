@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data.files import first_line, make_folder, remove_leftovers
 from training import checkpoint, options
+from training.optimizer import Optimizer
 from training.progress import Progress, fact, file_size
 from training.runtime import random_state, set_random_state
 
@@ -95,7 +96,8 @@ class Run:
         weights = {k: 4 * sum(w.numel() for w in p.parameters()) for k, p in parts.items()
                    if isinstance(p, torch.nn.Module)}  # fmt: skip
         each = sum(weights.values()) - weights["ema"]  # a checkpoint's, of each network
-        state = sum(weights.values()) + 2 * each  # AdamW keeps two numbers per weight
+        state = sum(weights.values())
+        state += sum(p.state_bytes() for p in parts.values() if isinstance(p, Optimizer))
         saves = math.ceil(self.steps / self._save_period)
         facts = {
             **facts,
