@@ -53,12 +53,17 @@ def orthogonalised(x, iterations=5):
     if x.shape[1] > x.shape[2]:
         return orthogonalised(x.mT, iterations).mT
     x = x.float()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)
     gram = x @ x.mT
+    norm = gram.diagonal(dim1=1, dim2=2).sum(dim=1).sqrt()[:, None, None] + 1e-12
+    gram = gram / norm.square()
     one = torch.eye(x.shape[1], device=x.device)
-    product = one
-    for _ in range(iterations):
-        p = 3.4445 * one - 4.775 * gram + 2.0315 * (gram @ gram)
-        product = p @ product
-        gram = p @ gram @ p
-    return product @ x
+
+    def p(a):
+        return 3.4445 * one - 4.775 * a + 2.0315 * (a @ a)
+
+    step = product = p(gram)
+    for _ in range(iterations - 1):
+        gram = step @ gram @ step
+        step = p(gram)
+        product = step @ product
+    return (product / norm) @ x
