@@ -314,7 +314,7 @@ def settings(name, device, classifier):
     names = ["batch", "lr", "ema", "channels", "blocks"]
     known = {"device": device.type, "classifier": fingerprint(classifier)[:8]}
     if name == "ours":
-        names += ["min_snr", "t_density", "dropout"]
+        names += ["min_snr", "t_density", "dropout", "optimizer"]
         known |= {"lognormal": [LOG_MEAN, LOG_STD, SHARE], "precision": runtime.precision}
     return {**known, **{name: getattr(args, name) for name in names}}
 
