@@ -36,7 +36,7 @@ bench-mnist: $(VENV)/.dev
 # Small networks and short trainings: about 5 minutes on 2 cores with AVX512-bf16.
 demo: $(VENV)/.runtime
 	rm -f checkpoints/*/demo_epoch* checkpoints/*/demo.state
-	$(BIN)/python train_encoder.py --data synthetic --name demo --epochs 1 --batch 8 --lr 2e-3 \
+	$(BIN)/python train_encoder.py --data synthetic --name demo --epochs 1 --batch 8 \
 		--channels 16 --gan-weight 0
 	$(BIN)/python latent_diffusion.py --train --name demo --epochs 11 --lr 2e-3 --channels 32 \
 		--blocks 1 --encoder checkpoints/autoencoder/demo_epoch0001.safetensors

@@ -16,9 +16,9 @@ from pathlib import Path
 MNIST = {"images": (840_000, 840_000), "batch": 64, "lr": 1e-3, "optimizer": "muon",
          "channels": 32, "blocks": 1, "min_snr": 5.0, "t_density": "lognormal",
          "num_images": 30}  # fmt: skip
-ENCODER = {"images": (170_000, 1_600_000), "batch": 16, "lr": 1e-3, "optimizer": "adamw",
+ENCODER = {"images": (170_000, 1_600_000), "batch": 16, "lr": 1e-3, "optimizer": "muon",
            "channels": 32, "blocks": 1}  # fmt: skip
-LATENT = {"images": (1_000_000, 3_200_000), "batch": 64, "lr": 1e-3, "optimizer": "muon",
+LATENT = {"images": (1_000_000, 3_200_000), "batch": 64, "lr": 1e-3, "optimizer": "adamw",
           "channels": 64, "blocks": 1, "min_snr": 5.0, "t_density": "uniform",
           "num_images": 15}  # fmt: skip
 CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W); CelebA on a GPU, all else
