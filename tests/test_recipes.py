@@ -178,6 +178,16 @@ def test_the_denoiser_takes_its_flags(folder, monkeypatch, optimized, kind):
     assert facts["scheduler"] == {**schedule, "clip_x0": kind == "mnist"}
 
 
+@pytest.mark.parametrize("kind", RECIPES)
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_script_takes_its_optimizer(folder, kind, optimizer):
+    RECIPES[kind]("--optimizer", optimizer)
+    state = load_state(f"checkpoints/{kind}/a.state")
+    assert ("muon" in state["optimizer"]) == (optimizer == "muon")
+    assert "muon" not in state.get("disc_optimizer", {})
+    assert ("disc_optimizer" in state) == (kind == "autoencoder")
+
+
 def test_training_goes_on_after_a_validation():
     """With dropout, which a network in eval mode has not."""
     model = randomize(small_autoencoder()).train()

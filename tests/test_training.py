@@ -29,6 +29,7 @@ import train_encoder
 from data import images
 from data.latents import LatentDataset
 from data.order import ShuffledOrder
+from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.discriminator import (
     DiscriminatorConfig,
     PatchDiscriminator,
@@ -152,7 +153,36 @@ def test_muon_steps_as_that_of_torch(shape):
         for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
             weight.grad = gradient.clone()
             optimizer.step()
-    assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.04 * (theirs - start).norm()
+
+
+def test_muon_steps_the_same_for_all_at_once_and_for_each_alone():
+    """Weights of one shape as matrices, though not as tensors, are orthogonalised together."""
+    torch.manual_seed(0)
+    wide = nn.Conv2d(16, 16, 3).to(memory_format=torch.channels_last)
+    layers = [wide, nn.Linear(144, 16), nn.Linear(144, 16), nn.Conv2d(8, 32, 1)]
+    weights = [layer.weight for layer in layers]
+    copies = [nn.Parameter(w.detach().clone()) for w in weights]
+    together, alone = Muon(weights, lr=0.1), [Muon([w], lr=0.1) for w in copies]
+    for _ in range(2):
+        for weight, copy in zip(weights, copies, strict=True):
+            weight.grad = torch.randn_like(weight)
+            copy.grad = weight.grad.clone()
+        together.step()
+        for optimizer in alone:
+            optimizer.step()
+    for weight, copy in zip(weights, copies, strict=True):
+        torch.testing.assert_close(weight, copy, rtol=0, atol=1e-4)
+
+
+def test_orthogonalising_stays_in_float32_within_autocast():
+    torch.manual_seed(0)
+    u, v = torch.linalg.qr(torch.randn(2, 64, 64)).Q
+    x = ((u * torch.logspace(0, -3, 64)) @ v.mT)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        within = orthogonalised(x)
+    assert within.dtype == torch.float32
+    torch.testing.assert_close(within, orthogonalised(x))
 
 
 def test_muon_moves_convolutions_by_the_rate():
@@ -168,23 +198,25 @@ def test_muon_moves_convolutions_by_the_rate():
     assert values.max() < 2 * values.min()  # as far in all directions
 
 
-def test_matrices_are_muons_and_all_else_is_adamws():
-    for model, outer in (
-        (small_unet(), {"conv_in.weight", "conv_out.weight"}),
-        (small_autoencoder(), {
-            "encoder.conv_in.weight", "encoder.conv_out.weight", "quant_conv.weight",
-            "post_quant_conv.weight", "decoder.conv_in.weight", "decoder.conv_out.weight",
-        }),
+@pytest.mark.parametrize("latent_channels", [3, 8])
+def test_inner_matrices_are_muons_and_all_else_is_adamws(latent_channels):
+    outer = ["encoder.conv_in", "encoder.conv_out", "quant_conv"]
+    outer += ["post_quant_conv", "decoder.conv_in", "decoder.conv_out"]
+    config = AutoencoderConfig(3, latent_channels, (8, 16, 16), 1, 8)
+    for model, outer_layers in (
+        (small_unet(latent_channels), ["conv_in", "conv_out"]), (AutoencoderKL(config), outer)
     ):  # fmt: skip
         named = {parameter: name for name, parameter in model.named_parameters()}
-        optimizer = Optimizer(model, "muon", 1e-3, (0.9, 0.99), 1.0, cpu())
-        parts = optimizer.optimizers
+        parts = Optimizer(model, "muon", 1e-3, (0.9, 0.99), 1.0, cpu()).optimizers
         names = {k: [named[w] for w in o.param_groups[0]["params"]] for k, o in parts.items()}
         assert sorted(names["muon"] + names["adamw"]) == sorted(named.values())
-        assert set(names["muon"]) == {n for w, n in named.items() if w.ndim > 1} - outer
+        matrices = {name for weight, name in named.items() if weight.ndim > 1}
+        assert set(names["muon"]) == matrices - {f"{layer}.weight" for layer in outer_layers}
         alone = Optimizer(model, "adamw", 1e-3, (0.9, 0.99), 1.0, cpu()).optimizers
         assert list(alone) == ["adamw"]
         assert len(alone["adamw"].param_groups[0]["params"]) == len(named)
+    with pytest.raises(ValueError, match="muon or adamw, not Muon"):
+        Optimizer(model, "Muon", 1e-3, (0.9, 0.99), 1.0, cpu())
 
 
 def test_the_size_of_the_state_is_known_before_the_first_step():
@@ -198,7 +230,7 @@ def test_the_size_of_the_state_is_known_before_the_first_step():
 
 
 def test_an_infinite_gradient_moves_no_weight_in_fp16():
-    """Where it is infinite in one weight, and in the other optimizer's alone finite, too."""
+    """Neither optimizer steps when only one of them has an infinite gradient."""
     for infinite in ("bias", "weight"):
         model = nn.Linear(8, 8)
         optimizer = Optimizer(model, "muon", 0.1, (0.9, 0.99), 1.0, cpu("fp16"))
@@ -789,6 +821,28 @@ def test_a_state_of_other_networks_is_refused(tmp_path, monkeypatch, no_figures)
     monkeypatch.setattr("training.denoiser.norm_groups", lambda width: width // 8)
     with pytest.raises(ValueError, match="begun with other networks"):
         mnist_diffusion.main(options.parse_mnist(["--train", "--resume", "--steps", "4"]))
+
+
+def test_a_state_from_before_muon_goes_on_with_adamw_to_the_bit(tmp_path, monkeypatch, no_figures):
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data", train=64, test=8)
+    common = ["--train", "--optimizer", "adamw", "--batch", "16", "--channels", "8", *CPU]
+    mnist_diffusion.main(options.parse_mnist([*common, "--steps", "6", "--name", "whole"]))
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=3)
+        with pytest.raises(KeyboardInterrupt):
+            mnist_diffusion.main(options.parse_mnist([*common, "--steps", "6", "--name", "old"]))
+    path = Path("checkpoints/mnist/old.state")
+    state = load_state(path)
+    assert set(state["optimizer"]) == {"adamw", "scaler"}
+    del state["settings"]["optimizer"]
+    save_state(path, state)
+    with pytest.raises(ValueError, match="--optimizer"):
+        args = options.parse_mnist(["--train", "--resume", "old", "--optimizer", "muon", *CPU])
+        mnist_diffusion.main(args)
+    mnist_diffusion.main(options.parse_mnist(["--train", "--resume", "old", *CPU]))
+    names = [(max(path.parent.glob(f"{n}_epoch*")).name, "UNet") for n in ("whole", "old")]
+    assert_same_weights(path.parent, *names)
 
 
 def test_runs_from_before_a_flag_go_on_without_it():

@@ -4,15 +4,16 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: each weight is a matrix, (outputs, all its inputs).
+    """Momentum, orthogonalised: each weight is a matrix, (outputs, all its inputs), r x c.
 
-    Of the momentum U S V^T the step is U V^T: as far in the directions in which gradients are small
-    as in those in which they are large. K. Jordan et al. 2024, "Muon: An optimizer for hidden
-    layers in neural networks", with Nesterov's momentum. For weights with many inputs and outputs.
+    Where the momentum is U S V^T, the step is lr sqrt(max(r, c)) U V^T: as far in the directions in
+    which gradients are small as in those in which they are large. K. Jordan et al. 2024, "Muon: An
+    optimizer for hidden layers in neural networks", with Nesterov's momentum.
 
     lr: root mean square of what a step adds to the elements of a weight, about, as it is with Adam
     at its first step. (Liu et al. 2025, arXiv:2502.16982, section 2.2, take 0.2 times as much.)
-    weight_decay: share of lr by which weights shrink, as in AdamW.
+    momentum: share that the running mean of the gradients keeps at each step. weight_decay: share
+    of lr by which weights shrink, as in AdamW.
     """
 
     def __init__(self, parameters, lr, momentum=0.95, weight_decay=1e-4):
@@ -46,24 +47,26 @@ def orthogonalised(x, iterations=5):
     """About U V^T of each matrix U S V^T: (n, r, c) -> (n, r, c), without the cost of an SVD.
 
     Jordan's Newton-Schulz iteration, x <- p(x x^T) x with p(a) = 3.4445 - 4.775 a + 2.0315 a^2,
-    brings singular values above 0.002 times x's norm to 0.68 .. 1.2; smaller ones stay below.
+    brings singular values above 0.002 times x's norm to 0.68 .. 1.2; smaller ones grow 485 times.
     All these p are polynomials of one symmetric matrix and commute, so they are multiplied first,
-    r x r, and x is met only twice; in float32, which their squared condition number needs.
+    r x r, and x is met only twice; in float32 (not TF32), which their squared condition number
+    needs.
     """
     if x.shape[1] > x.shape[2]:
         return orthogonalised(x.mT, iterations).mT
-    x = x.float()
-    gram = x @ x.mT
-    norm = gram.diagonal(dim1=1, dim2=2).sum(dim=1).sqrt()[:, None, None] + 1e-12
-    gram = gram / norm.square()
-    one = torch.eye(x.shape[1], device=x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        gram = x @ x.mT
+        norm = gram.diagonal(dim1=1, dim2=2).sum(dim=1).sqrt()[:, None, None] + 1e-12
+        gram = gram / norm.square()
+        one = torch.eye(x.shape[1], device=x.device)
 
-    def p(a):
-        return 3.4445 * one - 4.775 * a + 2.0315 * (a @ a)
+        def p(a):
+            return 3.4445 * one - 4.775 * a + 2.0315 * (a @ a)
 
-    step = product = p(gram)
-    for _ in range(iterations - 1):
-        gram = step @ gram @ step
-        step = p(gram)
-        product = step @ product
-    return (product / norm) @ x
+        step = product = p(gram)
+        for _ in range(iterations - 1):
+            gram = step @ gram @ step
+            step = p(gram)
+            product = step @ product
+        return (product / norm) @ x

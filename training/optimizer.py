@@ -7,7 +7,7 @@ from torch import nn
 
 from training.muon import Muon
 
-FEW = 8  # channels; layers from or to fewer (of images and latents) are left to AdamW
+OUTER = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"}  # from or to images and latents
 
 
 def lr_factor(step, steps, warmup=0.05, floor=0.01):
@@ -26,20 +26,20 @@ class Optimizer:
     """Muon or AdamW for one network. A gradient longer than `clip` is shortened to it.
 
     kind: "muon", with which AdamW takes what is no matrix, and the first and last layers; "adamw".
+    Raises ValueError for another one.
     """
 
     def __init__(self, model, kind, lr, betas, clip, runtime):
+        if kind not in ("muon", "adamw"):
+            raise ValueError(f"the optimizer is muon or adamw, not {kind}")
         self.parameters = list(model.parameters())
         self.lr, self.clip = lr, clip
-        matrices = [p for p in self.parameters if kind == "muon" and _is_matrix(p)]
-        others = [p for p in self.parameters if kind == "adamw" or not _is_matrix(p)]
-        self.optimizers = {
-            "adamw": torch.optim.AdamW(
-                others, lr=lr, betas=betas, weight_decay=1e-4, fused=runtime.fused
-            )
-        }
-        if matrices:
-            self.optimizers["muon"] = Muon(matrices, lr)
+        inner = {p for name, p in model.named_parameters() if kind == "muon" and _is_inner(name, p)}
+        others = [p for p in self.parameters if p not in inner]
+        adamw = torch.optim.AdamW(others, lr, betas, weight_decay=1e-4, fused=runtime.fused)
+        self.optimizers = {"adamw": adamw}
+        if inner:
+            self.optimizers["muon"] = Muon([p for p in self.parameters if p in inner], lr)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
 
     def step(self, loss, rate):
@@ -84,5 +84,6 @@ class Optimizer:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _is_matrix(parameter):
-    return parameter.ndim > 1 and min(parameter.shape[:2]) >= FEW
+def _is_inner(name, parameter):
+    """Whether that is a matrix of an inner layer: many inputs by many outputs."""
+    return parameter.ndim > 1 and not OUTER & set(name.split("."))
