@@ -278,8 +278,8 @@ def floors(report, runtime):
     """The least that a step can take: its FLOPs at the machine's peak, its bytes at the speed of
     its memory. Bytes: what is kept for the backward pass, written once and read once, and per
     parameter 36 (weight, gradient, AdamW's two moments and average read, all but the gradient
-    written; 28 with Muon's one moment; the autoencoder's alone, the discriminator's would add 3 %).
-    """
+    written; for Muon's weights, which have one moment, 8 too many; the autoencoder's alone, the
+    discriminator's would add 3 %)."""
     best, _ = peak(runtime)
     speed = bandwidth(runtime.device)
     report.add("memory bandwidth", speed / 1e9, "GB/s", note="read and written by a copy")

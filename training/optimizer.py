@@ -34,12 +34,14 @@ class Optimizer:
             raise ValueError(f"the optimizer is muon or adamw, not {kind}")
         self.parameters = list(model.parameters())
         self.lr, self.clip = lr, clip
-        inner = {p for name, p in model.named_parameters() if kind == "muon" and _is_inner(name, p)}
-        others = [p for p in self.parameters if p not in inner]
+        inner, others = [], []
+        for name, parameter in model.named_parameters():
+            muon = kind == "muon" and _is_inner(name, parameter)
+            (inner if muon else others).append(parameter)
         adamw = torch.optim.AdamW(others, lr, betas, weight_decay=1e-4, fused=runtime.fused)
         self.optimizers = {"adamw": adamw}
         if inner:
-            self.optimizers["muon"] = Muon([p for p in self.parameters if p in inner], lr)
+            self.optimizers["muon"] = Muon(inner, lr)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
 
     def step(self, loss, rate):
