@@ -32,7 +32,7 @@ def ours(device, precision):
     """A function that samples BATCH latents."""
     runtime = steps.machine(device, precision)
     model = runtime.place(steps.our_network()[0]).eval()
-    scheduler = DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, False))
+    scheduler = DDPMScheduler(SchedulerConfig(1000, "linear", "eps", False))
 
     def run():
         draw = picture_noise(range(BATCH), steps.latent_shape(runtime.on_gpu), runtime.device)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_encoder
 from benchmarks.report import alternate, installed, python, synchronize
 from latent_diffusion import CHANNEL_MULT
-from models.diffusion import Objective
+from models.diffusion import Objective, epsilon
 from models.discriminator import discriminator_loss
 from training import denoiser, options
 from training.ema import EMA
@@ -68,11 +68,12 @@ def our_step(args, runtime, model, scheduler, draw):
         model, args.optimizer, args.lr, (0.9, 0.99), denoiser.MAX_GRADIENT, runtime
     )
     objective = Objective(scheduler, args.t_density, args.min_snr, runtime.device)
+    denoise = epsilon(model, scheduler)
 
     def step():
         x0 = runtime.send(draw())
         with runtime.autocast():
-            loss, losses, t = objective(model, x0)
+            loss, losses, t = objective(denoise, x0)
         optimizer.step(loss, 1.0)
         ema.update(model, 1000)
         denoiser.metrics(losses, t, objective.importance)

@@ -6,8 +6,24 @@ import torch
 LOG_MEAN, LOG_STD, SHARE = -0.2, 1.2, 0.7  # of the density "lognormal", see timestep_density
 
 
+def epsilon(model, scheduler):
+    """The callable (xt, t) -> eps_hat that losses and samplers work with, of a network
+    that puts out eps or v, as the scheduler's config says.
+
+    Predicting v (Salimans & Ho 2022) is epsilon prediction on a better footing: the noise that xt
+    shows anyway need not pass through the network, whose error at large t then stays small.
+    """
+
+    def eps_hat(xt, t):
+        out = model(xt, t).to(xt.dtype)  # within autocast it may be half as precise
+        return out if scheduler.config.prediction == "eps" else scheduler.eps_from_v(xt, out, t)
+
+    return eps_hat
+
+
 def denoising_loss(model, scheduler, x0, t, eps=None):
-    """Squared error of eps_hat per sample, (B,); x0: (B, C, H, W), t: (B,).
+    """Squared error of eps_hat per sample, (B,); x0: (B, C, H, W), t: (B,). model: (xt, t) ->
+    eps_hat.
 
     Ho et al. 2020, algorithm 1 and eq. 14. eps is drawn where it is not given.
     """

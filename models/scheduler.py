@@ -12,34 +12,53 @@ import torch
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """num_steps: T. beta_start, beta_end: in (0, 1), between them beta rises linearly. clip_x0:
-    clamp x0_hat to [-1, 1]."""
+    """num_steps: T. schedule: of SCHEDULES. prediction: what the network puts out, "eps" or "v".
+    clip_x0: clamp x0_hat to [-1, 1]."""
 
     num_steps: int
-    beta_start: float
-    beta_end: float
+    schedule: str
+    prediction: str
     clip_x0: bool
+
+
+def linear(num_steps):
+    """beta rises linearly from 1e-4 to 0.02. Ho et al. 2020, section 4."""
+    return torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)
+
+
+def scaled_linear(num_steps):
+    """sqrt(beta) rises linearly, beta from 0.0015 to 0.0195: the latents' schedule of Rombach et
+    al. 2022 (their published configurations)."""
+    return torch.linspace(0.0015**0.5, 0.0195**0.5, num_steps, dtype=torch.float64).square()
+
+
+def cosine(num_steps):
+    """alpha_bar falls like a squared cosine; beta is at most 0.999. Nichol & Dhariwal 2021
+    (arXiv:2102.09672), eq. 17, with their offset s = 0.008."""
+    time = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    alpha_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2).square()
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
+SCHEDULES = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
+PREDICTIONS = "v", "eps"
 
 
 class DDPMScheduler:
     """Tables of beta and alpha_bar (float64, CPU); what is picked from them is cast and moved.
 
-    Raises ValueError unless 0 < beta_start <= beta_end < 1 and num_steps >= 1.
+    Raises ValueError unless num_steps >= 1, and for an unknown schedule or prediction.
     """
 
     def __init__(self, config):
-        if not 0 < config.beta_start <= config.beta_end < 1:
-            raise ValueError(
-                f"betas must satisfy 0 < beta_start <= beta_end < 1, but are "
-                f"{config.beta_start} and {config.beta_end}"
-            )
         if config.num_steps < 1:
             raise ValueError(f"a schedule needs at least 1 step, but has {config.num_steps}")
+        for name, known in (("schedule", SCHEDULES), ("prediction", PREDICTIONS)):
+            if (value := getattr(config, name)) not in known:
+                raise ValueError(f"the {name} is one of {', '.join(known)}, not {value}")
         self.config = config
         self.num_steps = config.num_steps
-        self.beta = torch.linspace(
-            config.beta_start, config.beta_end, config.num_steps, dtype=torch.float64
-        )
+        self.beta = SCHEDULES[config.schedule](config.num_steps)
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)
         self._tables = {
             "signal": self.alpha_bar.sqrt(),
@@ -73,6 +92,12 @@ class DDPMScheduler:
         x0_hat = self._pick("inverse_signal", t, xt) * xt
         x0_hat = x0_hat - self._pick("noise_to_signal", t, xt) * eps_hat
         return x0_hat.clamp(-1, 1) if self.config.clip_x0 else x0_hat
+
+    def eps_from_v(self, xt, v_hat, t):
+        """eps_hat where the network predicts v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0
+        (Salimans & Ho 2022, arXiv:2202.00512, appendix D): what xt shows of the noise already, and
+        what v_hat adds. Shapes as in add_noise."""
+        return self._pick("noise", t, xt) * xt + self._pick("signal", t, xt) * v_hat
 
     def step(self, xt, eps_hat, t, t_prev, noise, sigma_scale=1.0, posterior_sigma=False):
         """x at t_prev from xt: the mean of q(x at t_prev | xt, x0), with x0_hat for x0, plus

@@ -1,4 +1,5 @@
-"""The denoiser: an epsilon-predicting UNet (Ho et al. 2020, appendix B), but without attention.
+"""The denoiser's network: a UNet (Ho et al. 2020, appendix B), but without attention. What it puts
+out is eps or v; models/diffusion.py makes eps_hat of it.
 
 Same structure and state-dict keys as diffusers' attention-free UNet2DModel.
 B: batch, C: in_channels, H, W: height and width, c0, c1, ..: the widths `channels`.
@@ -39,7 +40,7 @@ class UNetConfig:
 
 
 class UNet(nn.Module):
-    """forward(xt, t) -> eps_hat. H and W must be multiples of `stride` = 2^(levels - 1)."""
+    """forward(xt, t) -> eps_hat or v_hat. stride = 2^(levels - 1) divides H and W."""
 
     def __init__(self, config):
         super().__init__()
@@ -91,7 +92,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, xt, t):
-        """xt: (B, C, H, W), t: (B,) in 0 .. T-1 -> eps_hat: (B, C, H, W).
+        """xt: (B, C, H, W), t: (B,) in 0 .. T-1 -> eps_hat or v_hat: (B, C, H, W).
 
         Raises ValueError when H or W is not a multiple of `stride`.
         """

@@ -48,8 +48,8 @@ def small_autoencoder(image_channels=3, channels=(8, 16, 16)):
     return AutoencoderKL(AutoencoderConfig(image_channels, 3, channels, 1, 8))
 
 
-def scheduler(num_steps=1000, clip_x0=False):
-    return DDPMScheduler(SchedulerConfig(num_steps, 1e-4, 0.02, clip_x0))
+def scheduler(num_steps=1000, clip_x0=False, schedule="linear", prediction="eps"):
+    return DDPMScheduler(SchedulerConfig(num_steps, schedule, prediction, clip_x0))
 
 
 def exact_denoiser(s):
@@ -59,6 +59,18 @@ def exact_denoiser(s):
         bar = s.alpha_bar[t].view(-1, 1, 1, 1)
         variance = bar * STD**2 + 1 - bar
         return (1 - bar).sqrt() * (xt - bar.sqrt() * MEAN) / variance
+
+    return model
+
+
+def exact_v(s):
+    """E[v | xt] for the same x0, as a network that predicts v would put it out."""
+
+    def model(xt, t):
+        bar = s.alpha_bar[t].view(-1, 1, 1, 1)
+        eps_hat = exact_denoiser(s)(xt, t)
+        x0_hat = (xt - (1 - bar).sqrt() * eps_hat) / bar.sqrt()
+        return bar.sqrt() * eps_hat - (1 - bar).sqrt() * x0_hat
 
     return model
 

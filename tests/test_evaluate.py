@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib.axes
@@ -147,7 +147,7 @@ def test_too_few_images_are_said_before_the_samples_are_made(digits, capsys, mon
 @pytest.fixture
 def digits(tmp_path, monkeypatch):
     """Work in a folder with MNIST, a classifier and a denoiser of digits."""
-    facts = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
+    facts = asdict(scheduler(clip_x0=True).config)
     facts = {"space": "pixels", "shape": [1, 28, 28], "scheduler": facts}
     save_model(tmp_path / "d.safetensors", randomize(small_unet(1, (8, 8))), facts)
     config = ClassifierConfig(1, (8, 8), 6, 10)

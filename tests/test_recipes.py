@@ -169,12 +169,13 @@ def test_the_denoiser_takes_its_flags(folder, monkeypatch, optimized, kind):
 
     monkeypatch.setattr(denoiser, "Objective", Objective)
     density = {"mnist": "uniform", "denoiser": "lognormal"}[kind]  # not the default
-    RECIPES[kind]("--dropout", 0.3, "--min-snr", 2, "--t-density", density)
+    other = ("--schedule", "scaled_linear", "--prediction", {"mnist": "v", "denoiser": "eps"}[kind])
+    RECIPES[kind]("--dropout", 0.3, "--min-snr", 2, "--t-density", density, *other)
     assert made == [(density, 2.0)]
     model, facts = load_model(newest(kind), "UNet")
     assert model.config.dropout == 0.3
     assert [rate for _, rate in optimized] == [lr_factor(step, STEPS) for step in range(STEPS)]
-    schedule = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    schedule = {"num_steps": 1000, "schedule": "scaled_linear", "prediction": other[-1]}
     assert facts["scheduler"] == {**schedule, "clip_x0": kind == "mnist"}
 
 

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from helpers import MEAN, STD, exact_denoiser, randomize, scheduler, small_unet
+from helpers import MEAN, STD, exact_denoiser, exact_v, randomize, scheduler, small_unet
 
+from models.diffusion import epsilon
 from models.samplers import (
     SAMPLERS,
     ddim,
@@ -98,6 +99,18 @@ def test_samplers_follow_the_closed_form(sampler, settings, steps):
     assert x.dtype == torch.float64
     assert x.mean().item() == pytest.approx(mean, abs=1e-9)
     assert x.var(unbiased=False).item() == pytest.approx(variance, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(("sampler", "settings"), CASES)
+def test_a_network_that_predicts_v_gives_the_same_samples(sampler, settings, schedule):
+    s, wanted = scheduler(schedule=schedule, prediction="v"), scheduler(schedule=schedule)
+    networks = {s: epsilon(exact_v(s), s), wanted: exact_denoiser(wanted)}
+    a, b = (
+        sample(network, s, orthonormal_draws(7), sampler, 7, **settings)
+        for s, network in networks.items()
+    )
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("sampler", "settings"), [

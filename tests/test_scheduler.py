@@ -6,18 +6,43 @@ import pytest
 import torch
 from helpers import scheduler
 
-from models.scheduler import DDPMScheduler, SchedulerConfig
+from models.scheduler import SCHEDULES, DDPMScheduler, SchedulerConfig
 
 
-@pytest.mark.parametrize("betas", [(0, 0.02), (1e-4, 1), (0.02, 1e-4), (-1, 0.5), (1e-4, math.nan)])
-def test_betas_are_checked(betas):
-    with pytest.raises(ValueError, match="0 < beta_start <= beta_end < 1"):
-        DDPMScheduler(SchedulerConfig(10, *betas, clip_x0=False))
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="schedule is one of linear, scaled_linear, cosine, not l"):
+        DDPMScheduler(SchedulerConfig(10, "l", "v", clip_x0=False))
+    with pytest.raises(ValueError, match="prediction is one of v, eps, not x0"):
+        DDPMScheduler(SchedulerConfig(10, "linear", "x0", clip_x0=False))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("num_steps", [1, 2, 10, 1000])
+def test_every_schedule_adds_noise_at_every_step(schedule, num_steps):
+    s = scheduler(num_steps, schedule=schedule)
+    assert len(s.beta) == num_steps and s.beta.dtype == torch.float64
+    assert ((s.beta > 0) & (s.beta < 1)).all() and (s.beta.diff() >= 0).all()
+
+
+def test_cosine_is_its_closed_form():
+    """alpha_bar[t] = f(t + 1) / f(0); at the end, where beta is capped, it stays above 0."""
+    s = scheduler(schedule="cosine")
+    f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1000)]
+    for t in (0, 1, 500, 998):
+        assert s.alpha_bar[t].item() == pytest.approx(f[t + 1] / f[0] if t < 999 else 0, rel=1e-9)
+    assert s.beta[999] == 0.999 and s.alpha_bar[999] > 0
+
+
+def test_scaled_linear_is_linear_in_the_root():
+    roots = scheduler(schedule="scaled_linear").beta.sqrt()
+    torch.testing.assert_close(roots.diff(), roots.diff().mean().expand(999), rtol=1e-9, atol=0)
+    assert (roots[0] ** 2).item() == pytest.approx(0.0015)
+    assert (roots[-1] ** 2).item() == pytest.approx(0.0195)
 
 
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match="at least 1 step"):
-        DDPMScheduler(SchedulerConfig(0, 1e-4, 0.02, clip_x0=False))
+        DDPMScheduler(SchedulerConfig(0, "linear", "eps", clip_x0=False))
 
 
 def test_alpha_bar_is_the_product():
@@ -34,6 +59,17 @@ def test_predict_x0_inverts_add_noise():
     x0, eps = torch.randn(2, 50, 3, 4, 4, dtype=torch.float64)
     t = torch.linspace(0, 999, 50).long()
     torch.testing.assert_close(s.predict_x0(s.add_noise(x0, eps, t), eps, t), x0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_eps_of_the_true_v_is_the_noise(schedule):
+    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0, Salimans & Ho 2022, appendix D."""
+    s = scheduler(schedule=schedule, prediction="v")
+    x0, eps = torch.randn(2, 50, 3, 4, 4, dtype=torch.float64)
+    t = torch.linspace(0, 999, 50).long()
+    bar = s.alpha_bar[t].view(-1, 1, 1, 1)
+    v = bar.sqrt() * eps - (1 - bar).sqrt() * x0
+    torch.testing.assert_close(s.eps_from_v(s.add_noise(x0, eps, t), v, t), eps)
 
 
 def test_add_noise_has_the_right_moments():

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from helpers import (
     run_process,
     run_python,
     run_script,
+    scheduler,
     small_autoencoder,
     small_unet,
     write_images,
@@ -31,7 +33,7 @@ from training import options
 from training.checkpoint import fingerprint, save_model
 from training.show import load_denoiser
 
-SCHEDULER = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
+SCHEDULER = asdict(scheduler(clip_x0=True).config)
 FEW = ("--num-images", 3, "--sampling-steps", 4, *CPU)
 PIXELS = {"space": "pixels", "shape": [1, 8, 8], "scheduler": SCHEDULER}
 
@@ -124,8 +126,8 @@ def test_show_latents_with_and_without_encoder(trained):
 def test_show_decodes_unwhitened_samples(trained):
     flags = ("--show", "faces.safetensors", *FEW, "--out", "unwhitened")
     run_script("latent_diffusion.py", *flags, cwd=trained)
-    model, scheduler, _ = load_denoiser(trained / "faces.safetensors", "latents")
-    z = sample(model, scheduler, picture_noise([0, 1, 2], (3, 4, 8), "cpu"), "ddpm", 4)
+    model, s, _ = load_denoiser(trained / "faces.safetensors", "latents")
+    z = sample(model, s, picture_noise([0, 1, 2], (3, 4, 8), "cpu"), "ddpm", 4)
     std, mean = (torch.tensor(v)[:, None, None] for v in ([1.0, 2, 3], [0.1, 0.2, 0.3]))
     autoencoder = randomize(small_autoencoder(), 1)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import gc
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ SHAPE = [1, 8, 8]
 @pytest.fixture
 def digits(tmp_path, monkeypatch):
     """Work in a folder with a denoiser of 8x8 digits and MNIST; show(flags) runs --show there."""
-    facts = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
+    facts = asdict(scheduler(clip_x0=True).config)
     facts = {"space": "pixels", "shape": SHAPE, "scheduler": facts}
     save_model(tmp_path / "d.safetensors", randomize(small_unet(1)), facts)
     monkeypatch.chdir(tmp_path)
@@ -233,7 +234,7 @@ def test_planted_copies_stand_under_their_samples(tmp_path, monkeypatch):
 def test_neighbours_of_digits_are_mnists(tmp_path, monkeypatch, known, typed):
     """--neighbours looks through the training digits of --data-root, or of the training's own."""
     shown = {}
-    facts = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
+    facts = asdict(scheduler(clip_x0=True).config)
     facts = {"space": "pixels", "shape": [1, 28, 28], "scheduler": facts, **known}
     save_model(tmp_path / "d.safetensors", randomize(small_unet(1)), facts)
     write_mnist(tmp_path / "elsewhere", train=40, test=8)

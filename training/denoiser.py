@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from data.order import ShuffledOrder
 from models.blocks import norm_groups
-from models.diffusion import Objective, denoising_loss
+from models.diffusion import Objective, denoising_loss, epsilon
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
@@ -42,15 +42,16 @@ class DenoiserData:
 
 
 def network_and_schedule(args, in_channels, channel_mult, clip_x0):
-    """An untrained UNet by --channels, --blocks and --dropout, and its schedule.
+    """An untrained UNet by --channels, --blocks and --dropout; its schedule, by --schedule and
+    --prediction.
 
     channel_mult: the levels' widths, as multiples of --channels.
     """
     c = args.channels
     widths = tuple(c * times for times in channel_mult)
     config = UNetConfig(in_channels, widths, args.blocks, norm_groups(c), args.dropout)
-    # T and the betas of Ho et al. 2020, section 4. Checkpoints keep them, a run's state does not.
-    return UNet(config), DDPMScheduler(SchedulerConfig(1000, 1e-4, 0.02, clip_x0))
+    schedule = SchedulerConfig(1000, args.schedule, args.prediction, clip_x0)
+    return UNet(config), DDPMScheduler(schedule)
 
 
 def train(args, state, *, runtime, model, scheduler, data, facts, kind):
@@ -73,13 +74,13 @@ def train(args, state, *, runtime, model, scheduler, data, facts, kind):
         network=f"UNet, {parameters(model)}",
     )
 
-    forward = runtime.compiled(model)
+    denoise = epsilon(runtime.compiled(model), scheduler)
     objective = Objective(scheduler, args.t_density, args.min_snr, runtime.device)
     with run.progress() as progress:
         for step in range(run.start, run.steps):
             x0 = data.draw(run.order.indices(step))
             with runtime.autocast():
-                loss, losses, t = objective(forward, x0)
+                loss, losses, t = objective(denoise, x0)
             norm = optimizer.step(loss, lr_factor(step, run.steps))
             ema.update(model, step)
             progress.add(gradient_norm=norm, **metrics(losses, t, objective.importance))
@@ -140,7 +141,7 @@ def validate(model, scheduler, data, runtime):
     with evaluating(model), runtime.autocast():
         batches = list(zip(x0.split(64), t.split(64), eps.split(64), strict=True))
         losses = [
-            denoising_loss(model, scheduler, *batch)
+            denoising_loss(epsilon(model, scheduler), scheduler, *batch)
             for batch in tqdm(batches, "validation", unit="batch", delay=1, leave=False)
         ]
     return torch.cat(losses).mean().item()
@@ -164,8 +165,9 @@ def draw_figures(run, scheduler, data, model, ema_model):
         for name, network in networks.items():
             draw = picture_noise(range(NUM_PREVIEWS), data.valid.shape[1:], runtime.device)
             with evaluating(network), runtime.autocast():
+                denoise = epsilon(network, scheduler)
                 x0 = sample(
-                    network, scheduler, draw, "ddpm", PREVIEW_STEPS, lambda *_: bar.update()
+                    denoise, scheduler, draw, "ddpm", PREVIEW_STEPS, lambda *_: bar.update()
                 )
             grids[name] = in_slices(data.codec.decode, x0)
     title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
@@ -180,7 +182,7 @@ def predictions(path, scheduler, data, runtime, model):
     eps = picture_noise(range(len(t)), x0.shape[1:], x0.device)()
     xt = scheduler.add_noise(x0, eps, t)
     with runtime.autocast():
-        x0_hat = scheduler.predict_x0(xt, model(xt, t).float(), t)
+        x0_hat = scheduler.predict_x0(xt, epsilon(model, scheduler)(xt, t), t)
     rows = {"x0": x0, "xt": xt, "x0_hat": x0_hat}
     rows = {name: in_slices(data.codec.decode, x) for name, x in rows.items()}
     captions = {"x0": [f"t = {step}" for step in t.tolist()]}

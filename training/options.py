@@ -15,12 +15,14 @@ from pathlib import Path
 # images: shown in all, (on a CPU, on a GPU), which gives the default of --epochs for any data set.
 MNIST = {"images": (840_000, 840_000), "batch": 64, "lr": 1e-3, "optimizer": "muon",
          "channels": 32, "blocks": 1, "min_snr": 5.0, "t_density": "lognormal",
-         "num_images": 30}  # fmt: skip
+         "prediction": "eps",
+         "schedule": "linear", "num_images": 30}  # fmt: skip
 ENCODER = {"images": (170_000, 1_600_000), "batch": 16, "lr": 1e-3, "optimizer": "muon",
            "channels": 32, "blocks": 1}  # fmt: skip
 LATENT = {"images": (1_000_000, 3_200_000), "batch": 64, "lr": 1e-3, "optimizer": "adamw",
           "channels": 64, "blocks": 1, "min_snr": 5.0, "t_density": "uniform",
-          "num_images": 15}  # fmt: skip
+          "prediction": "v",
+          "schedule": "cosine", "num_images": 15}  # fmt: skip
 CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W); CelebA on a GPU, all else
 
 # What belongs to the machine is not kept in a run's state; what is movable may be typed anew when
@@ -31,8 +33,8 @@ MOVABLE = MACHINE | {
 }  # fmt: skip
 ONLY_TRAIN = {
     "data", "size", "epochs", "steps", "lr", "optimizer", "channels", "blocks", "dropout",
-    "min_snr", "t_density", "ema", "name", "resume", "mirror", "data_root", "compile", "workers",
-    "no_flip", "latent_channels", "kl_weight", "gan_weight",
+    "min_snr", "t_density", "prediction", "schedule", "ema", "name", "resume", "mirror",
+    "data_root", "compile", "workers", "no_flip", "latent_channels", "kl_weight", "gan_weight",
 }  # fmt: skip
 ONLY_SHOW = {
     "num_images", "sampler", "sampling_steps", "eta", "sigma_scale", "out", "film", "interpolate",
@@ -251,6 +253,16 @@ def _denoiser(parser, default):
         "T times its t's probability, so that the expected loss is the same"
     )
     _choice(group, "--t-density", text, ["uniform", "lognormal"], default["t_density"])
+    text = (
+        "what the network puts out: eps (Ho et al. 2020), or v (Salimans & Ho 2022), of which eps "
+        "is made"
+    )
+    _choice(group, "--prediction", text, ["v", "eps"], default["prediction"])
+    text = (
+        "how noise grows with t: linear (Ho et al. 2020), scaled_linear (Rombach et al. 2022) or "
+        "cosine (Nichol & Dhariwal 2021)"
+    )
+    _choice(group, "--schedule", text, ["linear", "scaled_linear", "cosine"], default["schedule"])
 
 
 def _showing(parser, default, folder):
@@ -480,6 +492,7 @@ def resumed(args, saved):
     saved = {"optimizer": "adamw", **saved}  # of runs from before this flag
     if hasattr(args, "min_snr"):  # and from before these, all t alike
         saved = {"min_snr": 0.0, "t_density": "uniform", **saved}
+        saved = {"prediction": "eps", "schedule": "linear", **saved}
     merged = argparse.Namespace(**{**vars(args), **saved})
     for name in args.given:
         value = getattr(args, name)

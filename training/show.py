@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data.files import make_folder
 from data.images import DAMAGED, to_uint8
+from models.diffusion import epsilon
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
@@ -78,7 +79,8 @@ class Pipeline:
         """x0 (B, c, h, w) on the device, from the noise that draw() gives."""
         with self.runtime.autocast():
             return sample(
-                self.model, self.scheduler, draw, self.args.sampler, self.steps, on_step,
+                epsilon(self.model, self.scheduler), self.scheduler, draw, self.args.sampler,
+                self.steps, on_step,
                 **self.settings,
             )  # fmt: skip
 
