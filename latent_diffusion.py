@@ -6,7 +6,7 @@ python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \
 python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors
 """
 
-from training import options
+from command_line import options
 
 if __name__ == "__main__":
     ARGS = options.parse_latent()  # before torch is imported: --help answers at once
@@ -18,16 +18,16 @@ import torch
 
 from data.images import open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
+from generation.evaluation import autoencoder_spaces, dataset_images, evaluate_denoiser
+from generation.pipeline import Pipeline, load_denoiser, make_pictures
+from generation.seeing import TrainingSet
 from models.blocks import check_divides
 from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.codec import LatentCodec
-from training.evaluate import autoencoder_spaces, dataset_images, evaluate_denoiser
 from training.progress import fact, file_size
 from training.run import resume, same_data
 from training.runtime import Runtime
-from training.seeing import TrainingSet
-from training.show import Pipeline, load_denoiser, make_pictures
 
 CHANNEL_MULT = 1, 2, 4  # of the widths, level by level
 

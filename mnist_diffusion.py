@@ -5,7 +5,7 @@ python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors
 python3 mnist_diffusion.py --evaluate checkpoints/mnist/XXX.safetensors
 """
 
-from training import options
+from command_line import options
 
 if __name__ == "__main__":
     ARGS = options.parse_mnist()  # before torch is imported: --help answers at once
@@ -17,15 +17,15 @@ import torch
 
 from data.images import to_pixels
 from data.mnist import mnist_images
+from generation.classifier import features, mnist_classifier
+from generation.evaluation import Space, evaluate_denoiser, tensor_images
+from generation.pipeline import Pipeline, load_denoiser, make_pictures
+from generation.seeing import TrainingSet
 from training import denoiser
 from training.checkpoint import fingerprint
-from training.classifier import features, mnist_classifier
 from training.codec import PixelCodec
-from training.evaluate import Space, evaluate_denoiser, tensor_images
 from training.run import resume, same_data
 from training.runtime import Runtime
-from training.seeing import TrainingSet
-from training.show import Pipeline, load_denoiser, make_pictures
 
 CHANNEL_MULT = 1, 2, 2  # of the widths, level by level
 

@@ -5,7 +5,7 @@ python3 train_encoder.py
 python3 train_encoder.py --evaluate checkpoints/autoencoder/AAA.safetensors
 """
 
-from training import options
+from command_line import options
 
 if __name__ == "__main__":
     ARGS = options.parse_encoder()  # before torch is imported: --help answers at once
@@ -16,9 +16,11 @@ from pathlib import Path
 
 import torch
 
-from data.files import make_folder, remove_leftovers
+from common.files import make_folder, remove_leftovers
 from data.images import load_batches, open_images, to_pixels
 from data.order import ShuffledOrder
+from generation.evaluation import evaluate_autoencoder, reconstruct
+from generation.metrics import gradient_magnitude, psnr
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.blocks import check_divides, norm_groups
 from models.discriminator import (
@@ -31,8 +33,6 @@ from models.discriminator import (
 from training import figures
 from training.checkpoint import check_channels, load_model
 from training.ema import EMA
-from training.evaluate import evaluate_autoencoder, reconstruct
-from training.metrics import gradient_magnitude, psnr
 from training.optimizer import Optimizer, lr_factor
 from training.progress import read_metrics
 from training.run import Run, parameters, resume, same_data, tolerating_os_errors

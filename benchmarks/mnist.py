@@ -25,20 +25,21 @@ from tqdm import tqdm
 
 from benchmarks import steps
 from benchmarks.report import ROOT, Report, alternate, installed
+from command_line import options
 from data.images import to_pixels
 from data.mnist import mnist_images
 from data.order import ShuffledOrder
+from generation.classifier import features, mnist_classifier
+from generation.metrics import frechet_distance
+from generation.pipeline import load_denoiser
 from mnist_diffusion import CHANNEL_MULT
 from models.diffusion import LOG_MEAN, LOG_STD, SHARE
 from models.samplers import picture_noise, sample
-from training import denoiser, options
+from training import denoiser
 from training.checkpoint import fingerprint
-from training.classifier import features, mnist_classifier
 from training.ema import EMA
-from training.metrics import frechet_distance
 from training.optimizer import lr_factor
 from training.runtime import Runtime
-from training.show import load_denoiser
 
 SAMPLES, SAMPLING_STEPS, BATCH = 2000, 50, 200
 RESULTS = "checkpoints/benchmark/mnist.jsonl"

@@ -17,10 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_encoder
 from benchmarks.report import alternate, installed, python, synchronize
+from command_line import options
 from latent_diffusion import CHANNEL_MULT
 from models.diffusion import Objective, epsilon
 from models.discriminator import discriminator_loss
-from training import denoiser, options
+from training import denoiser
 from training.ema import EMA
 from training.optimizer import Optimizer
 from training.runtime import DTYPES, Runtime

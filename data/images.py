@@ -23,8 +23,8 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
+from common.files import first_line
 from data import download
-from data.files import first_line
 from data.synthetic import draw_face
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}

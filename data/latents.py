@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from data.files import make_folder, remove_leftovers, write_atomic
+from common.files import make_folder, remove_leftovers, write_atomic
 from data.images import load_batches, to_pixels
 
 SHARD = 4096  # images per shard: an interrupted caching loses at most one

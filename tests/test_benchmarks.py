@@ -9,10 +9,10 @@ from torch import nn
 
 from benchmarks import mnist, pipeline, steps
 from benchmarks.report import Figure, Report, alternate
+from command_line import options
 from data.latents import LatentDataset
 from data.order import ShuffledOrder
 from models.classifier import Classifier, ClassifierConfig
-from training import options
 
 
 def test_targets_are_met_on_the_right_side():

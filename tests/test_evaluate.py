@@ -22,16 +22,18 @@ from helpers import (
 import latent_diffusion
 import mnist_diffusion
 import train_encoder
+from command_line import options
 from data.images import to_pixels, to_uint8
 from data.latents import LatentStats
+from generation import evaluation as evaluate
+from generation.metrics import gradient_magnitude, ssim
+from generation.pipeline import Pipeline
+from generation.seeing import TrainingSet
 from models.classifier import Classifier, ClassifierConfig
-from training import evaluate, figures, options
+from training import figures
 from training.checkpoint import fingerprint, load_model, save_model
 from training.codec import LatentCodec, PixelCodec
-from training.metrics import gradient_magnitude, ssim
 from training.runtime import Runtime
-from training.seeing import TrainingSet
-from training.show import Pipeline
 
 
 def last_record(path):

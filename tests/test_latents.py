@@ -12,8 +12,8 @@ import torch
 from helpers import write_images
 from torch.nn.functional import avg_pool2d
 
+from common.files import make_folder, remove_leftovers, write_atomic
 from data import latents
-from data.files import make_folder, remove_leftovers, write_atomic
 from data.images import BadFiles, open_images, to_pixels
 from data.latents import LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
 from data.order import ShuffledOrder

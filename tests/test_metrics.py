@@ -8,7 +8,7 @@ from helpers import REAL_DATA
 
 from data.images import to_pixels
 from data.mnist import mnist_images, mnist_labels
-from training import classifier, metrics
+from generation import classifier, metrics
 
 
 def gaussian(n, mean, std):

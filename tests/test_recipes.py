@@ -12,6 +12,7 @@ from helpers import CPU, cpu, randomize, small_autoencoder, write_images, write_
 import latent_diffusion
 import mnist_diffusion
 import train_encoder
+from command_line import options
 from data import images
 from data.images import open_images, to_pixels
 from data.latents import LatentDataset
@@ -21,7 +22,7 @@ from models.discriminator import (
     PatchDiscriminator,
     with_low_frequencies,
 )
-from training import denoiser, options
+from training import denoiser
 from training.checkpoint import load_model, load_state, save_model
 from training.ema import EMA
 from training.optimizer import Optimizer, lr_factor

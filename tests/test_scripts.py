@@ -27,11 +27,11 @@ from helpers import (
 )
 from PIL import Image
 
+from command_line import options
 from data.images import to_uint8
+from generation.pipeline import load_denoiser
 from models.samplers import picture_noise, sample
-from training import options
 from training.checkpoint import fingerprint, save_model
-from training.show import load_denoiser
 
 SCHEDULER = asdict(scheduler(clip_x0=True).config)
 FEW = ("--num-images", 3, "--sampling-steps", 4, *CPU)
@@ -359,7 +359,7 @@ def test_empty_data_roots_say_what_to_put_where(tmp_path, script, arguments, mes
     parse = {"mnist_diffusion": "parse_mnist", "train_encoder": "parse_encoder"}[script]
     code = (
         f"import data.download, {script}\n"
-        "from training import options\n"
+        "from command_line import options\n"
         "data.download.try_torchvision = lambda name, root: print('tried', name)\n"
         f"args = options.{parse}({[*arguments, '--data-root', 'empty']})\n"
         f"options.run({script}.main, args)\n"
@@ -400,7 +400,7 @@ def test_dead_workers_are_one_line(capsys):
 
 
 def test_a_name_in_no_encoding_can_be_printed(tmp_path):
-    code = "from training import options\noptions.run(lambda args: print('caf\\udce9'), None)"
+    code = "from command_line import options\noptions.run(lambda args: print('caf\\udce9'), None)"
     done = run_python(code, tmp_path)
     assert done.returncode == 0 and done.stdout.strip() == "caf\\udce9", done.stderr
 
@@ -424,6 +424,7 @@ def test_a_run_that_cannot_save_does_not_begin(tmp_path, script, arguments, bloc
 @pytest.mark.parametrize("fault", ["int('x')", "checkpoint._join({}, {})"])
 def test_programming_errors_keep_their_traceback(tmp_path, fault):
     """Only errors raised for the user become one line, and not all ValueErrors in our files are."""
-    code = f"from training import checkpoint, options\noptions.run(lambda args: {fault}, None)"
+    code = "from training import checkpoint\nfrom command_line import options\n"
+    code += f"options.run(lambda args: {fault}, None)"
     done = run_python(code, tmp_path)
     assert done.returncode == 1 and "Traceback" in done.stderr

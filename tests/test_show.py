@@ -11,14 +11,16 @@ from helpers import CPU, randomize, scheduler, small_unet, write_mnist
 from PIL import Image
 
 import mnist_diffusion
+from command_line import options
 from data.images import to_pixels, to_uint8
 from data.mnist import mnist_images
-from training import figures, options, seeing
+from generation import seeing
+from generation.pipeline import Pipeline
+from generation.seeing import TrainingSet, nearest
+from training import figures
 from training.checkpoint import save_model
 from training.codec import PixelCodec
 from training.runtime import Runtime
-from training.seeing import TrainingSet, nearest
-from training.show import Pipeline
 
 SHAPE = [1, 8, 8]
 

@@ -26,6 +26,7 @@ from torch import nn
 import latent_diffusion
 import mnist_diffusion
 import train_encoder
+from command_line import options
 from data import images
 from data.latents import LatentDataset
 from data.order import ShuffledOrder
@@ -36,7 +37,6 @@ from models.discriminator import (
     generator_loss,
     with_low_frequencies,
 )
-from training import options
 from training.checkpoint import checkpoints_in, load_model, load_state, save_model, save_state
 from training.denoiser import NUM_BANDS, DenoiserData, metrics, validate
 from training.ema import EMA

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from data.files import first_line, write_atomic
+from common.files import first_line, write_atomic
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.classifier import Classifier, ClassifierConfig
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from data.files import write_atomic
+from common.files import write_atomic
 from data.images import to_display, to_pixels, to_uint8
 
 PICTURES = (".png", ".jpg", ".jpeg")  # endings of single pictures and grids

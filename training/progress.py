@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.files import write_atomic
+from common.files import write_atomic
 from training.checkpoint import NOT_FINITE_ADVICE
 
 WARM_UP, ESTIMATE_AFTER = 5, 20  # steps after which the run is timed, and says how long it takes

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data.files import first_line, make_folder, remove_leftovers
-from training import checkpoint, options
+from command_line import options
+from common.files import first_line, make_folder, remove_leftovers
+from training import checkpoint
 from training.optimizer import Optimizer
 from training.progress import Progress, fact, file_size
 from training.runtime import random_state, set_random_state

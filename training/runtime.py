@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from data.files import first_line
+from common.files import first_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE_FROM = 10_000  # steps from which a minute of compiling is earned back

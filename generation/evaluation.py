@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.images import load_batches, to_pixels, to_uint8
+from generation.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
+from generation.pipeline import check_out, fill_folder
+from generation.seeing import nearest
 from models.autoencoder import DiagonalGaussian
 from training import figures
 from training.checkpoint import fingerprint
-from training.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
 from training.progress import append_record, fact, read_records
 from training.run import in_slices
-from training.seeing import nearest
-from training.show import check_out, fill_folder
 
 BATCH = 100  # images described at a time
 MOST_REAL = 10_000  # test images compared with, at most

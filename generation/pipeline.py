@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.files import make_folder
+from command_line.options import SAMPLING
+from common.files import make_folder
 from data.images import DAMAGED, to_uint8
+from generation import seeing
 from models.diffusion import epsilon
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
-from training import figures, seeing
+from training import figures
 from training.checkpoint import fingerprint, load_model
 from training.codec import LatentCodec, PixelCodec
-from training.options import SAMPLING
 from training.run import in_slices
 from training.runtime import Runtime
 
