@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from common.errors import UserError
 from data.images import open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
 from generation.evaluation import autoencoder_spaces, dataset_images, evaluate_denoiser
@@ -53,7 +54,7 @@ def train(args):
     args.autoencoder_id = fingerprint(autoencoder)
     if state and state["settings"]["autoencoder_id"] != args.autoencoder_id:
         wanted = state["settings"]["autoencoder_id"]
-        raise ValueError(refusal(args.resume, wanted, args.encoder, args.autoencoder_id))
+        raise UserError(refusal(args.resume, wanted, args.encoder, args.autoencoder_id))
     autoencoder = runtime.place(autoencoder)
     args.size = tuple(args.size or trained_on["size"])
     check_divides(*args.size, 4 * autoencoder.stride)
@@ -143,20 +144,20 @@ def evaluate(args):
 def load(args, path):
     """(Pipeline of a denoiser's checkpoint, its facts, its autoencoder's facts).
 
-    The autoencoder is args.encoder, or is looked for. Raises ValueError where it is not found, or
+    The autoencoder is args.encoder, or is looked for. Raises UserError where it is not found, or
     is not the one that the denoiser was trained with.
     """
     model, scheduler, facts = load_denoiser(path, "latents")
     wanted = facts["autoencoder_id"]
     encoder = args.encoder or find_by_fingerprint("checkpoints/autoencoder", wanted)
     if encoder is None:
-        raise ValueError(
+        raise UserError(
             f"{path} was trained with autoencoder {wanted[:8]}, which is not in "
             "checkpoints/autoencoder; pass it as --encoder"
         )
     autoencoder, trained_on = load_model(encoder, "AutoencoderKL")
     if fingerprint(autoencoder) != wanted:
-        raise ValueError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
+        raise UserError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
     runtime = Runtime(args)
     model, autoencoder = runtime.place(model), runtime.place(autoencoder)
     codec = LatentCodec(autoencoder, LatentStats(**facts["latent_stats"]), runtime)
@@ -164,10 +165,10 @@ def load(args, path):
 
 
 def cached_means(path, facts):
-    """The TrainingSet of a denoiser, from its cache; ValueError where that is gone."""
+    """The TrainingSet of a denoiser, from its cache; UserError where that is gone."""
     folder = cache_folder(facts)
     if not (folder / MANIFEST).is_file():
-        raise ValueError(
+        raise UserError(
             f"--neighbours needs the latents that {path} was trained on, which are not in "
             f"{folder}; training a denoiser on the same autoencoder and data makes them again"
         )

@@ -9,8 +9,9 @@ import os
 import re
 import sys
 import time
-import traceback
 from pathlib import Path
+
+from common.errors import UserError
 
 # images: shown in all, (on a CPU, on a GPU), which gives the default of --epochs for any data set.
 MNIST = {"images": (840_000, 840_000), "batch": 64, "lr": 1e-3, "optimizer": "muon",
@@ -487,7 +488,7 @@ def settings(args):
 def resumed(args, saved):
     """args with the saved settings of a run; what was typed may prolong it or move it.
 
-    Raises ValueError where something typed contradicts the run.
+    Raises UserError where something typed contradicts the run.
     """
     saved = {"optimizer": "adamw", **saved}  # of runs from before this flag
     if hasattr(args, "min_snr"):  # and from before these, all t alike
@@ -501,7 +502,7 @@ def resumed(args, saved):
             setattr(merged, name, value)
         elif as_saved != saved.get(name):
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag}: the run to resume has {saved.get(name)}; leave it out")
+            raise UserError(f"{flag}: the run to resume has {saved.get(name)}; leave it out")
     if "epochs" in args.given:
         merged.steps = None
     merged.size = tuple(saved["size"]) if saved.get("size") else None
@@ -527,12 +528,6 @@ def run(main, args):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        root = Path(__file__).resolve().parent.parent
-        places = (root, *(root / p for p in ("models", "data", "training")))
-        # Raised by a line of ours, not by what the line called: zip(.., strict=True), say.
-        raised = (last.line or "raise").startswith("raise")  # no line: sources are not at hand
-        ours = raised and Path(last.filename).resolve().parent in places
         if _out_of_memory(error):
             error = (
                 "out of memory; a smaller --batch needs less, for a training a smaller --channels "
@@ -544,8 +539,7 @@ def run(main, args):
                 "short (docker run --shm-size 2g), and --workers 0 needs none"
             )
         elif not (
-            isinstance(error, OSError)
-            or (isinstance(error, ValueError) and ours)
+            isinstance(error, (UserError, OSError))
             or type(error).__name__ == "SafetensorError"  # a full disk, for example
         ):
             raise  # a fault of the program: whoever reports it needs the traceback

@@ -5,6 +5,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from common.errors import UserError
+
 
 def write_atomic(path, write):
     """Call write(temporary path), flush it to the disk, then give it its name, all in one folder.
@@ -24,14 +26,14 @@ def write_atomic(path, write):
 
 
 def make_folder(path):
-    """Make it where it is missing; raises ValueError where nothing could be written into it."""
+    """Make it where it is missing; raises UserError where nothing could be written into it."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         error = first_line(error)
-        raise ValueError(f"{path} cannot be made ({error}); make room, or go elsewhere") from None
+        raise UserError(f"{path} cannot be made ({error}); make room, or go elsewhere") from None
     if not os.access(path, os.W_OK):
-        raise ValueError(f"{path} cannot be written to; allow it, or go elsewhere")
+        raise UserError(f"{path} cannot be written to; allow it, or go elsewhere")
 
 
 def remove_leftovers(folder):

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
+from common.errors import UserError
 from common.files import first_line
 from data import download
 from data.synthetic import draw_face
@@ -75,7 +76,7 @@ class ImageFiles:
         try:
             found = self._list_zip() if self.is_zip else self._list_folder()
         except (zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"{path} is not a readable zip file ({error})") from None
+            raise UserError(f"{path} is not a readable zip file ({error})") from None
         self.stamps, self.left_out = {}, Counter()
         for name, stamp in sorted(found, key=lambda item: item[0]):
             suffix = Path(name).suffix.lower()
@@ -194,7 +195,7 @@ def open_images(data, root, size):
     """{"train": Dataset, "valid": Dataset} (CelebA: "test" too) of `data` at size (H, W).
 
     data: "celeba" (looked for in root), "synthetic", or the path of a folder or zip. Raises
-    ValueError, saying what to do, when there is nothing to read.
+    UserError, saying what to do, when there is nothing to read.
     """
     if data == "synthetic":
         valid = [i for i in range(NUM_SYNTHETIC) if i % 20 == 0]
@@ -207,7 +208,7 @@ def open_images(data, root, size):
         _warn_enlarged([] if isinstance(first, str) else [first], size)
     else:
         if not data or not Path(data).exists():  # "" would be the current folder
-            raise ValueError(f"--data {data or repr(data)}: no such folder or zip")
+            raise UserError(f"--data {data or repr(data)}: no such folder or zip")
         files = ImageFiles(data)
         tally = BadFiles(len(files.stamps))
         names, channels = _scan(files, size, tally)
@@ -242,7 +243,7 @@ def _find_celeba(root):
                 return files, _celeba_splits(numbered, place)
         if attempt == 0:
             download.try_torchvision("CelebA", root)
-    raise ValueError(f"no CelebA in {root}: " + CELEBA_HELP.format(root=root))
+    raise UserError(f"no CelebA in {root}: " + CELEBA_HELP.format(root=root))
 
 
 def _celeba_splits(numbered, place):
@@ -254,7 +255,7 @@ def _celeba_splits(numbered, place):
         split = "valid" if number < CELEBA_TEST else "test"
         splits["train" if number < CELEBA_VALID else split].append(name)
     if not splits["train"]:
-        raise ValueError(f"{place} has no image numbered below {CELEBA_VALID}")
+        raise UserError(f"{place} has no image numbered below {CELEBA_VALID}")
     if not splits["valid"]:
         splits |= split_by_hash(splits["train"])
     if len(numbered) < CELEBA_IMAGES:
@@ -275,7 +276,7 @@ def _scan(files, size, tally):
         else:
             headers[name] = header
     if not headers:
-        raise ValueError(
+        raise UserError(
             f"no readable image in {files.path}; looked for {', '.join(sorted(SUFFIXES))}"
         )
     _warn_enlarged(list(headers.values()), size)
@@ -363,14 +364,14 @@ class BadFiles:
         self.total, self.names = total, set()
 
     def add(self, reasons):
-        """reasons: {name: why it cannot be read}. Raises ValueError when there are too many, or
+        """reasons: {name: why it cannot be read}. Raises UserError when there are too many, or
         when nothing is left."""
         for name in sorted(set(reasons) - self.names):
             self.names.add(name)
             tqdm.write(f"skipped, cannot be read: {name} ({reasons[name]})")
         bad = len(self.names)
         if bad > max(10, self.total / 100) or bad == self.total:
-            raise ValueError(
+            raise UserError(
                 f"{bad} of {self.total} images cannot be read (named above); "
                 "repair or remove them and start again"
             )
@@ -380,7 +381,7 @@ def load_batches(dataset, batches, workers, pin_memory=False):
     """For each list of indices in `batches`: (images (B, C, H, W) uint8, their indices, a list).
 
     Unreadable images are left out and reported to dataset.tally; B can be smaller, never 0. Raises
-    ValueError when they are more than the tally allows, or batches without end bring nothing.
+    UserError when they are more than the tally allows, or batches without end bring nothing.
     pin_memory: for images that go to a CUDA GPU as they are.
     Close it (contextlib.closing) when it is not read to its end: that ends the workers in order.
     """
@@ -399,7 +400,7 @@ def load_batches(dataset, batches, workers, pin_memory=False):
         if bad:
             dataset.tally.add({dataset.names[i]: reason for i, reason in bad.items()})
         if not good and len(in_vain) == len(dataset):
-            raise ValueError(f"none of the {len(dataset)} images can be read (named above)")
+            raise UserError(f"none of the {len(dataset)} images can be read (named above)")
         in_vain = set() if good else in_vain.union(bad)
         if good:
             yield images, good

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from common.errors import UserError
 from common.files import make_folder, remove_leftovers, write_atomic
 from data.images import load_batches, to_pixels
 
@@ -66,7 +67,7 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers, about
 
     encode: (B, C, H, W) in [-1, 1] -> moments (B, 2c, h, w), any device. mirror: also store the
     mirror image of each training image. about: what it says of itself in the manifest, for whoever
-    wonders which cache this is. Raises ValueError when the disk is too small, or no training image
+    wonders which cache this is. Raises UserError when the disk is too small, or no training image
     can be read.
     """
     folder = Path(folder)
@@ -77,7 +78,7 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers, about
     done = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
     missing, free = cache_bytes(datasets, latent_shape, mirror) - done, shutil.disk_usage(folder)[2]
     if missing > free:
-        raise ValueError(
+        raise UserError(
             f"the latents need another {missing / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB "
             "are free; make room, or choose a smaller --size"
         )
@@ -96,7 +97,7 @@ def cache_latents(encode, datasets, latent_shape, folder, mirror, workers, about
         names = [(split, name) for split, *_, name in shards]
         _write_manifest(folder, names, {**(about or {}), "mirror": mirror})
     except SafetensorError as error:
-        raise ValueError(f"{folder} is damaged ({error}); delete it: it is made again") from None
+        raise UserError(f"{folder} is damaged ({error}); delete it: it is made again") from None
 
 
 def _shards(datasets, mirror):
@@ -122,7 +123,7 @@ def _encode(encode, batches, flip, latent_shape, bar):
 def _write_shard(moments, path):
     """One file of moments (N, 2c, h, w), and beside them the sums that the statistics need."""
     if not torch.isfinite(moments).all():
-        raise ValueError("the encoder's output is not finite; its checkpoint is not usable")
+        raise UserError("the encoder's output is not finite; its checkpoint is not usable")
     mean, logvar = moments.double().chunk(2, dim=1)
     sums = {
         "count": len(mean) * mean.shape[2] * mean.shape[3],
@@ -146,7 +147,7 @@ def _write_manifest(folder, shards, about):
                 value = torch.tensor(value, dtype=torch.float64)
                 totals[key] = totals.get(key, 0) + value
     if not count:
-        raise ValueError("none of the training images can be read (named above)")
+        raise UserError("none of the training images can be read (named above)")
     mean = totals["mean"] / count
     # The variance of what is drawn: of the means, plus the mean variance of the posteriors.
     std = (totals["square"] / count - mean.square() + totals["variance"] / count).sqrt()
@@ -161,7 +162,7 @@ def _write_manifest(folder, shards, about):
 class LatentDataset:
     """One split of a finished cache, mapped into memory, not read: it may be larger than that.
 
-    stats: LatentStats of the training set. Raises ValueError when a file is missing or damaged.
+    stats: LatentStats of the training set. Raises UserError when a file is missing or damaged.
     """
 
     def __init__(self, folder, split):
@@ -174,9 +175,7 @@ class LatentDataset:
                 with safe_open(folder / name, "pt") as file:
                     self._shards.append(file.get_tensor("moments"))  # a map of the file
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ValueError(
-                f"{folder} is damaged ({error}); delete it: it is made again"
-            ) from None
+            raise UserError(f"{folder} is damaged ({error}); delete it: it is made again") from None
         self._starts = torch.tensor([0] + [len(s) for s in self._shards]).cumsum(0)
 
     def __len__(self):

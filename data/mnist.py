@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.errors import UserError
 from data import download
 
 PREFIX = {"train": "train", "test": "t10k"}  # of the files' names
@@ -16,7 +17,7 @@ def mnist_images(root, split):
     """The digits of split "train" or "test": (60000 or 10000, 1, 28, 28) uint8.
 
     Reads the original files (.gz or unpacked) in root/MNIST/raw, root/raw or root; downloads them
-    to root through torchvision when they are not there. Raises ValueError when that fails.
+    to root through torchvision when they are not there. Raises UserError when that fails.
     """
     return _idx(root, f"{PREFIX[split]}-images-idx3-ubyte").unsqueeze(1)
 
@@ -35,7 +36,7 @@ def _idx(root, name):
         download.try_torchvision("MNIST", root)
         found = [p for p in (folders[0] / name, folders[0] / f"{name}.gz") if p.is_file()]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"no MNIST in {root} and the download failed; put the four original files "
             f"({name}.gz and so on) into {folders[0]}"
         )
@@ -46,5 +47,5 @@ def _idx(root, name):
         sizes = np.frombuffer(raw, ">u4", count=dimensions, offset=4).astype(int)
         values = np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
     except (EOFError, IndexError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-        raise ValueError(f"{found[0]} is damaged ({error}); delete it and try again") from None
+        raise UserError(f"{found[0]} is damaged ({error}); delete it and try again") from None
     return torch.from_numpy(values.copy())

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from common.errors import UserError
 from data.images import to_pixels, to_uint8
 from data.mnist import mnist_images, mnist_labels
 from models.classifier import Classifier, ClassifierConfig
@@ -22,7 +23,7 @@ def mnist_classifier(data_root, path="checkpoints/classifier/mnist.safetensors")
 
     Always trained on the CPU in fp32 from one seed, so that distances of different machines are
     close; they are of one and the same classifier only where its fingerprint is. Raises
-    ValueError as mnist_images() does, and where it does not get to 99 %.
+    UserError as mnist_images() does, and where it does not get to 99 %.
     """
     if Path(path).is_file():
         return load_model(path, "Classifier")[0]
@@ -32,7 +33,7 @@ def mnist_classifier(data_root, path="checkpoints/classifier/mnist.safetensors")
         model = _train(images, labels)
     right = accuracy(model, mnist_images(data_root, "test"), mnist_labels(data_root, "test"))
     if right < AT_LEAST:
-        raise ValueError(
+        raise UserError(
             f"the classifier gets {right:.1%} of MNIST's test set right, but distances in its "
             f"features need {AT_LEAST:.0%}: is this MNIST?"
         )

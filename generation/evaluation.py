@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from common.errors import UserError
 from data.images import load_batches, to_pixels, to_uint8
 from generation.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
 from generation.pipeline import check_out, fill_folder
@@ -101,7 +102,7 @@ def describe(batches, spaces, what, total, to_x0=None):
                 x0.append(to_x0(x).float().cpu())
             bar.update(len(images))
     if not colours:
-        raise ValueError(f"none of the {what} can be read")
+        raise UserError(f"none of the {what} can be read")
     features = {name: torch.cat(parts) for name, parts in features.items()}
     x0 = torch.cat(x0)[:MOST_NEAREST] if x0 else None
     return Description(features, torch.cat(colours), x0)
@@ -300,7 +301,7 @@ def evaluate_autoencoder(args, model, runtime, dataset, what, fig):
             totals = {key: totals.get(key, 0) + value for key, value in sums.items()}
             bar.update(len(found))
     if not indices:
-        raise ValueError(f"none of {what} can be read")
+        raise UserError(f"none of {what} can be read")
     scores, count = {k: torch.cat(v).double() for k, v in scores.items()}, len(indices)
     means = {key: values.mean().item() for key, values in scores.items()}
     mean, square, kl = (totals[key] / count for key in ("mean", "square", "kl"))

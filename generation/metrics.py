@@ -6,6 +6,8 @@ N, M: images, D: features. Sets are compared in float64 on the CPU, single image
 import torch
 from torch.nn import functional as F
 
+from common.errors import UserError
+
 NEIGHBOURHOOD = 3  # k of precision and recall, as in Kynkäänniemi et al. 2019
 CHUNK = 1000  # images whose distances to all others are in memory at a time
 
@@ -14,10 +16,10 @@ def frechet_distance(a, b):
     """Squared Wasserstein-2 distance of the Gaussians that fit features a (N, D) and b (M, D).
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), with the covariances A and B (Heusel et al.
-    2017, arXiv:1706.08500). Raises ValueError where fewer than 2 images make no covariance.
+    2017, arXiv:1706.08500). Raises UserError where fewer than 2 images make no covariance.
     """
     if min(len(a), len(b)) < 2:
-        raise ValueError("the Frechet distance needs at least 2 images on either side")
+        raise UserError("the Frechet distance needs at least 2 images on either side")
     a, b = a.double().cpu(), b.double().cpu()
     root = _root(torch.atleast_2d(a.T.cov()))
     # A B has the eigenvalues of the symmetric A^(1/2) B A^(1/2).
@@ -38,10 +40,10 @@ def precision_recall(samples, real):
 
     Of features (N, D) and (M, D), better as many of one as of the other. An image is among the
     others when it is no further from one of them than that one's k-th nearest neighbour
-    (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 2). Raises ValueError for k images or fewer.
+    (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 2). Raises UserError for k images or fewer.
     """
     if min(len(samples), len(real)) <= NEIGHBOURHOOD:
-        raise ValueError(f"precision and recall need more than {NEIGHBOURHOOD} images")
+        raise UserError(f"precision and recall need more than {NEIGHBOURHOOD} images")
     samples, real = samples.double().cpu(), real.double().cpu()
     return _share_among(samples, real), _share_among(real, samples)
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from command_line.options import SAMPLING
+from common.errors import UserError
 from common.files import make_folder
 from data.images import DAMAGED, to_uint8
 from generation import seeing
@@ -29,13 +30,13 @@ from training.runtime import Runtime
 def load_denoiser(path, space):
     """(UNet, DDPMScheduler, facts) of a denoiser for space "pixels" or "latents".
 
-    Raises ValueError as load_model does, and for a denoiser of the other space.
+    Raises UserError as load_model does, and for a denoiser of the other space.
     """
     model, facts = load_model(path, "UNet")
     if facts.get("space") != space:
         script = {"pixels": "mnist_diffusion.py", "latents": "latent_diffusion.py"}
         other = script[facts["space"]] if facts.get("space") in script else "another script"
-        raise ValueError(f"{path} is a denoiser of {facts.get('space')}: show it with {other}")
+        raise UserError(f"{path} is a denoiser of {facts.get('space')}: show it with {other}")
     return model, DDPMScheduler(SchedulerConfig(**facts["scheduler"])), facts
 
 
@@ -107,7 +108,7 @@ def make_pictures(pipeline, training_set):
     """Make what pipeline.args ask for: pictures in a grid or folder, a film, a path, or neighbours.
 
     Picture i has seed args.seed + i. training_set: a function without arguments ->
-    seeing.TrainingSet. Raises ValueError when args.out cannot be written to, or the steps are not
+    seeing.TrainingSet. Raises UserError when args.out cannot be written to, or the steps are not
     in 1 .. T, before anything is made.
     """
     args = pipeline.args
@@ -134,25 +135,25 @@ def make_pictures(pipeline, training_set):
 
 
 def check_out(pipeline, out):
-    """Make the folder that out needs; ValueError where it cannot be made or written to, or where
+    """Make the folder that out needs; UserError where it cannot be made or written to, or where
     the pipeline's steps are not in 1 .. T."""
     pipeline.scheduler.timesteps(pipeline.steps)
     as_grid = out.suffix.lower() in figures.PICTURES
     if not as_grid and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
+        raise UserError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
     if as_grid and out.is_dir():
-        raise ValueError(f"--out {out} is a folder; for single pictures name it without an ending")
+        raise UserError(f"--out {out} is a folder; for single pictures name it without an ending")
     folder = out.parent if as_grid else out
     try:
         make_folder(folder)
-    except ValueError as error:
-        raise ValueError(f"--out {out}: {error}") from None
+    except UserError as error:
+        raise UserError(f"--out {out}: {error}") from None
 
 
 def fill_folder(pipeline, folder):
     """seedNNNNNN.png for each seed, its settings in its text; those that are there are kept.
 
-    Raises ValueError when a picture that is there was made with other settings.
+    Raises UserError when a picture that is there was made with other settings.
     """
     text = {
         "denoiser": fingerprint(pipeline.model)[:16],
@@ -175,7 +176,7 @@ def fill_folder(pipeline, folder):
 
 
 def _check_made_alike(path, text):
-    """Raise ValueError unless the PNG's text says that it was made with these settings."""
+    """Raise UserError unless the PNG's text says that it was made with these settings."""
     try:
         with Image.open(path) as image:
             found = image.info  # the pixels are not decoded
@@ -183,8 +184,8 @@ def _check_made_alike(path, text):
         found = {}
     for key, value in text.items():
         if key not in found:
-            raise ValueError(f"{path} does not say how it was made; choose another --out")
+            raise UserError(f"{path} does not say how it was made; choose another --out")
         if found[key] != value:
-            raise ValueError(
+            raise UserError(
                 f"{path} was made with {key} {found[key]}, not {value}; choose another --out"
             )

@@ -134,7 +134,7 @@ class AutoencoderKL(nn.Module):
     def encode(self, x):
         """x: (B, C, H, W) in [-1, 1] -> DiagonalGaussian over (B, c, h, w), float32.
 
-        logvar is clamped to [-30, 20]. Raises ValueError when stride does not divide H and W.
+        logvar is clamped to [-30, 20]. Raises UserError when stride does not divide H and W.
         """
         check_divides(*x.shape[-2:], self.stride)
         mean, logvar = self.quant_conv(self.encoder(x)).float().chunk(2, dim=1)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.errors import UserError
+
 
 def timestep_embedding(t, dim):
     """Sinusoids of t: (B,) -> (B, dim), cosines first. Vaswani et al. 2017, section 3.5."""
@@ -102,19 +104,19 @@ def norm_groups(width):
 
 
 def check_widths(channels, groups, blocks):
-    """Raise ValueError unless there is a level, a block, and groups divides every width."""
+    """Raise UserError unless there is a level, a block, and groups divides every width."""
     if not channels or min(channels) < 1 or blocks < 1 or groups < 1:
-        raise ValueError(f"needs positive widths and blocks, got {channels} and {blocks}")
+        raise UserError(f"needs positive widths and blocks, got {channels} and {blocks}")
     bad = [c for c in channels if c % groups]
     if bad:
-        raise ValueError(f"widths must be multiples of {groups} (groups of a norm), got {bad[0]}")
+        raise UserError(f"widths must be multiples of {groups} (groups of a norm), got {bad[0]}")
 
 
 def check_divides(height, width, stride):
-    """Raise ValueError, naming the nearest sizes that work, unless stride divides both sides."""
+    """Raise UserError, naming the nearest sizes that work, unless stride divides both sides."""
     if height % stride or width % stride or min(height, width) < stride:
         nearest = "x".join(str(max(stride, round(n / stride) * stride)) for n in (height, width))
-        raise ValueError(
+        raise UserError(
             f"height and width must be multiples of {stride}, but the size is {height}x{width}; "
             f"the nearest that works is {nearest}"
         )

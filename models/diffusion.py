@@ -3,6 +3,8 @@ drawn for it, and how much it counts."""
 
 import torch
 
+from common.errors import UserError
+
 LOG_MEAN, LOG_STD, SHARE = -0.2, 1.2, 0.7  # of the density "lognormal", see timestep_density
 
 
@@ -78,11 +80,11 @@ def timestep_density(scheduler, name):
     log(sqrt((1 - alpha_bar) / alpha_bar)), is normal with LOG_MEAN and LOG_STD (after Karras et al.
     2022, arXiv:2206.00364, section 5, whose sigma that ratio is; the numbers were found by
     experiment), because there is most to learn there; the others are uniform, so that no t is rare.
-    Raises ValueError for another name.
+    Raises UserError for another name.
     """
     uniform = torch.full((scheduler.num_steps,), 1 / scheduler.num_steps, dtype=torch.float64)
     if name not in ("uniform", "lognormal"):
-        raise ValueError(f"t is drawn from the density uniform or lognormal, not {name}")
+        raise UserError(f"t is drawn from the density uniform or lognormal, not {name}")
     if name == "uniform" or scheduler.num_steps == 1:
         return uniform
     bar = scheduler.alpha_bar

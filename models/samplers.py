@@ -83,7 +83,7 @@ def sample(model, scheduler, draw, sampler, num_sampling_steps, on_step=None, **
     """New samples (B, C, H, W) by a sampler of SAMPLERS, from pure noise: draw() gives the first
     and all further noise. settings: sigma_scale, eta.
 
-    Raises ValueError when num_sampling_steps is not in 1 .. T.
+    Raises UserError when num_sampling_steps is not in 1 .. T.
     """
     timesteps = scheduler.timesteps(num_sampling_steps)
     x = draw()

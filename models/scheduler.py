@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from common.errors import UserError
+
 
 @dataclass(frozen=True)
 class SchedulerConfig:
@@ -47,15 +49,15 @@ PREDICTIONS = "v", "eps"
 class DDPMScheduler:
     """Tables of beta and alpha_bar (float64, CPU); what is picked from them is cast and moved.
 
-    Raises ValueError unless num_steps >= 1, and for an unknown schedule or prediction.
+    Raises UserError unless num_steps >= 1, and for an unknown schedule or prediction.
     """
 
     def __init__(self, config):
         if config.num_steps < 1:
-            raise ValueError(f"a schedule needs at least 1 step, but has {config.num_steps}")
+            raise UserError(f"a schedule needs at least 1 step, but has {config.num_steps}")
         for name, known in (("schedule", SCHEDULES), ("prediction", PREDICTIONS)):
             if (value := getattr(config, name)) not in known:
-                raise ValueError(f"the {name} is one of {', '.join(known)}, not {value}")
+                raise UserError(f"the {name} is one of {', '.join(known)}, not {value}")
         self.config = config
         self.num_steps = config.num_steps
         self.beta = SCHEDULES[config.schedule](config.num_steps)
@@ -72,10 +74,10 @@ class DDPMScheduler:
         """Pairs (t, t_prev) from T-1 down to the last, whose t_prev is -1.
 
         "Trailing" spacing: even, and T-1, where xt is nearly pure noise, is always among them.
-        Raises ValueError outside 1 .. T. Source: Lin et al. 2023 (arXiv:2305.08891), table 2.
+        Raises UserError outside 1 .. T. Source: Lin et al. 2023 (arXiv:2305.08891), table 2.
         """
         if not 1 <= num_sampling_steps <= self.num_steps:
-            raise ValueError(
+            raise UserError(
                 f"the number of sampling steps must be 1 to {self.num_steps} (the schedule's "
                 f"steps), but is {num_sampling_steps}"
             )

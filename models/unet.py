@@ -94,7 +94,7 @@ class UNet(nn.Module):
     def forward(self, xt, t):
         """xt: (B, C, H, W), t: (B,) in 0 .. T-1 -> eps_hat or v_hat: (B, C, H, W).
 
-        Raises ValueError when H or W is not a multiple of `stride`.
+        Raises UserError when H or W is not a multiple of `stride`.
         """
         check_divides(*xt.shape[-2:], self.stride)
         # fmt: off

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from common.errors import UserError
 from common.files import first_line, write_atomic
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.classifier import Classifier, ClassifierConfig
@@ -34,7 +35,7 @@ KINDS = {
 def save_model(path, model, facts):
     """Write a model of KINDS with its config and facts (a dict that JSON can hold).
 
-    Raises ValueError when a weight is not finite.
+    Raises UserError when a weight is not finite.
     """
     config = {"kind": type(model).__name__, **asdict(model.config)}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -44,13 +45,13 @@ def save_model(path, model, facts):
 def load_model(path, kind):
     """(model in eval mode on the CPU, facts) of a checkpoint that save_model wrote.
 
-    Raises ValueError, in a sentence for the user, when the file is missing, truncated, not ours,
+    Raises UserError, in a sentence for the user, when the file is missing, truncated, not ours,
     of another version, or of another kind.
     """
     tensors, config, facts = _read(path, "checkpoint")
     found = config.pop("kind", None)
     if found != kind:
-        raise ValueError(f"{path} holds a {found}, but a {kind} is needed here")
+        raise UserError(f"{path} holds a {found}, but a {kind} is needed here")
     cls, config_cls = KINDS[kind]
     try:
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
@@ -58,7 +59,7 @@ def load_model(path, kind):
         model.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError) as error:
         problem = first_line(error)
-        raise ValueError(f"{path} does not fit this version of the code: {problem}") from None
+        raise UserError(f"{path} does not fit this version of the code: {problem}") from None
     return model.eval(), facts
 
 
@@ -77,7 +78,7 @@ def find_by_fingerprint(folder, wanted):
     for path in checkpoints_in(folder):
         try:
             model, _ = load_model(path, "AutoencoderKL")
-        except ValueError:
+        except UserError:
             continue  # not an autoencoder, or damaged: not the one
         if fingerprint(model) == wanted:
             return path
@@ -85,10 +86,10 @@ def find_by_fingerprint(folder, wanted):
 
 
 def check_channels(path, autoencoder, images):
-    """Raise ValueError unless the autoencoder of this checkpoint takes such images (a data set)."""
+    """Raise UserError unless the autoencoder of this checkpoint takes such images (a data set)."""
     wanted, got = autoencoder.config.image_channels, images.channels
     if wanted != got:
-        raise ValueError(
+        raise UserError(
             f"{path} encodes images of {wanted} channels, but these have {got}; "
             "train an autoencoder on them"
         )
@@ -103,7 +104,7 @@ def checkpoints_in(folder, suffix=".safetensors"):
 def save_state(path, tree):
     """Write a nested dict or list of tensors and plain values; a tensor keeps its exact bits.
 
-    Raises ValueError when a number in a tensor is not finite.
+    Raises UserError when a number in a tensor is not finite.
     """
     tensors = {}
     plain = _split(tree, "", tensors)
@@ -111,10 +112,10 @@ def save_state(path, tree):
 
 
 def load_state(path):
-    """What save_state was given, on the CPU. Raises ValueError like load_model."""
+    """What save_state was given, on the CPU. Raises UserError like load_model."""
     tensors, config, plain = _read(path, "training state")
     if config.get("kind") != "state":
-        raise ValueError(f"{path} holds a {config.get('kind')}, not the state of a training run")
+        raise UserError(f"{path} holds a {config.get('kind')}, not the state of a training run")
     return _join(plain, tensors)
 
 
@@ -144,7 +145,7 @@ def _join(node, tensors):
 def _write(path, tensors, config, facts):
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:  # nothing could go on from it, and it might take the place of one that is good
-        raise ValueError(f"{path} is not saved: {bad[0]} is not finite; {NOT_FINITE_ADVICE}")
+        raise UserError(f"{path} is not saved: {bad[0]} is not finite; {NOT_FINITE_ADVICE}")
     metadata = {
         "format": "pt",
         "version": VERSION,
@@ -155,25 +156,25 @@ def _write(path, tensors, config, facts):
 
 
 def _read(path, what):
-    """(tensors, config, facts) of a file that _write wrote, or a ValueError that says why not."""
+    """(tensors, config, facts) of a file that _write wrote, or a UserError that says why not."""
     path = Path(path)
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
         suffix = ".state" if what == "training state" else ".safetensors"
         there = [str(p) for p in checkpoints_in(folder, suffix)[:3]]
         hint = f"; there are {', '.join(there)}" if there else ""
-        raise ValueError(f"no {what} {path}{hint}")
+        raise UserError(f"no {what} {path}{hint}")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             # Copied: a map of the file would keep it from being replaced on Windows.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error})") from None
+        raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
     if not {"version", "config", "facts"} <= set(metadata):
-        raise ValueError(f"{path} was not written by this project: its metadata has no config")
+        raise UserError(f"{path} was not written by this project: its metadata has no config")
     if metadata["version"] != VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} has version {metadata['version']} of the format, this code reads {VERSION}; "
             "use the code that wrote it"
         )

@@ -58,7 +58,7 @@ def train(args, state, *, runtime, model, scheduler, data, facts, kind):
     """Train model on data, from the start or from a resumed run's state.
 
     facts: goes into every checkpoint, what a user of the denoiser has to know. kind: the folders of
-    checkpoints/ and fig/. Raises ValueError when the resumed run is already finished.
+    checkpoints/ and fig/. Raises UserError when the resumed run is already finished.
     """
     order = ShuffledOrder(data.num_train, args.batch, args.seed)
     run = Run(args, runtime, state, order, kind)

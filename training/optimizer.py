@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from common.errors import UserError
 from training.muon import Muon
 
 OUTER = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"}  # from or to images and latents
@@ -26,12 +27,12 @@ class Optimizer:
     """Muon or AdamW for one network. A gradient longer than `clip` is shortened to it.
 
     kind: "muon", with which AdamW takes what is no matrix, and the first and last layers; "adamw".
-    Raises ValueError for another one.
+    Raises UserError for another one.
     """
 
     def __init__(self, model, kind, lr, betas, clip, runtime):
         if kind not in ("muon", "adamw"):
-            raise ValueError(f"the optimizer is muon or adamw, not {kind}")
+            raise UserError(f"the optimizer is muon or adamw, not {kind}")
         self.parameters = list(model.parameters())
         self.lr, self.clip = lr, clip
         inner, others = [], []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.errors import UserError
 from common.files import write_atomic
 from training.checkpoint import NOT_FINITE_ADVICE
 
@@ -58,11 +59,11 @@ class Progress:
     def report(self, means, **more):
         """Write a record of means and more, and show the losses beside the bar.
 
-        Raises ValueError when a loss is no longer finite.
+        Raises UserError when a loss is no longer finite.
         """
         lost = [k for k, v in means.items() if k.startswith("loss") and not math.isfinite(v)]
         if lost:
-            raise ValueError(f"{lost[0]} is not finite at step {self.done}: {NOT_FINITE_ADVICE}")
+            raise UserError(f"{lost[0]} is not finite at step {self.done}: {NOT_FINITE_ADVICE}")
         now = time.monotonic()
         speed, self._count, self._last = self._count * self.batch / (now - self._last), 0, now
         record = {"run": self.name, "step": self.done, **means, **more, "images_per_second": speed}

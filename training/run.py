@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from command_line import options
+from common.errors import UserError
 from common.files import first_line, make_folder, remove_leftovers
 from training import checkpoint
 from training.optimizer import Optimizer
@@ -26,34 +27,32 @@ def resume(args, kind):
 
     kind: of what is trained; its runs are in checkpoints/kind.
 
-    Raises ValueError when there is none, or when a new run would overwrite an old one's files.
+    Raises UserError when there is none, or when a new run would overwrite an old one's files.
     """
     folder = Path("checkpoints", kind)
     if args.resume is None:
         taken = [*folder.glob(f"{args.name}_epoch*"), *folder.glob(f"{args.name}.state")]
         if taken:
-            raise ValueError(f"--name {args.name} is taken by {taken[0]}; choose another name")
+            raise UserError(f"--name {args.name} is taken by {taken[0]}; choose another name")
         return args, None
     if args.resume == "newest":
         states = checkpoint.checkpoints_in(folder, ".state")
         if not states:
-            raise ValueError(f"--resume: no .state file in {folder}")
+            raise UserError(f"--resume: no .state file in {folder}")
         args.resume = states[0]
     elif (named := folder / f"{args.resume}.state").is_file():
         args.resume = named
     state = checkpoint.load_state(args.resume)
     if state["folder"] != folder.as_posix():
-        raise ValueError(
-            f"{args.resume} belongs to {state['folder']}/, not to {folder.as_posix()}/"
-        )
+        raise UserError(f"{args.resume} belongs to {state['folder']}/, not to {folder.as_posix()}/")
     return options.resumed(args, state["settings"]), state
 
 
 def same_data(args, state, data_id):
-    """Note data_id in args; raises ValueError when a resumed run was begun on other data."""
+    """Note data_id in args; raises UserError when a resumed run was begun on other data."""
     args.data_id = data_id
     if state and state["settings"]["data_id"] != data_id:
-        raise ValueError(
+        raise UserError(
             f"--resume: the images are not those that the run {args.name} was begun with; "
             "start a new run"
         )
@@ -65,7 +64,7 @@ class Run:
     parts: {name: something with state_dict and load_state_dict}, all that the state must hold;
     "ema" are the averaged weights of another of them.
     Where args say neither epochs nor steps, args.epochs is set to what suits data and machine.
-    Raises ValueError when the run is already finished, or its files cannot be written.
+    Raises UserError when the run is already finished, or its files cannot be written.
     """
 
     def __init__(self, args, runtime, state, order, kind):
@@ -83,7 +82,7 @@ class Run:
         self.start = state["step"] if state else 0
         self.skipped = state.get("skipped", 0) if state else 0  # batches, none of it readable
         if self.start >= self.steps:
-            raise ValueError(
+            raise UserError(
                 f"the run {self.name} has done its {self.start} steps; "
                 "to go on, pass a larger --epochs or --steps"
             )
@@ -114,12 +113,12 @@ class Run:
     def restore(self, parts):
         """Bring parts and random numbers to where the run was; nothing for a new run.
 
-        Raises ValueError when this version of the code builds other networks than the run's.
+        Raises UserError when this version of the code builds other networks than the run's.
         """
         if self._state:
             saved, wanted = self._state.get("configs", {}), _configs(parts)
             if {name: saved.get(name) for name in wanted} != wanted:
-                raise ValueError(
+                raise UserError(
                     f"the run {self.name} was begun with other networks, by another version of "
                     "the code; start a new run, or use that version"
                 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from common.errors import UserError
 from common.files import first_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -19,14 +20,14 @@ class Runtime:
     """device, precision and compile as found for args (--device, --precision, --compile).
 
     A context and three verbs: autocast() around the networks, place(model), compiled(model).
-    Raises ValueError when the device or the precision is not to be had here.
+    Raises UserError when the device or the precision is not to be had here.
     """
 
     def __init__(self, args):
         self.device = _device(args.device)
         self.precision = _bf16_or_fp32(self.device) if args.precision == "auto" else args.precision
         if self.device.type == "mps" and self.precision != "fp32":
-            raise ValueError("--precision: on mps only fp32 is supported")
+            raise UserError("--precision: on mps only fp32 is supported")
         # What is fastest where: tensor cores and oneDNN want channels last, mps does not.
         self.memory_format = (
             torch.contiguous_format if self.device.type == "mps" else torch.channels_last
@@ -110,7 +111,7 @@ def _device(choice):
         device = torch.device(choice)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {choice} cannot be used here: {first_line(error)}") from None
+        raise UserError(f"--device {choice} cannot be used here: {first_line(error)}") from None
     return device
 
 
