@@ -34,7 +34,7 @@ from training import figures
 from training.checkpoint import check_channels, load_model
 from training.ema import EMA
 from training.optimizer import Optimizer, lr_factor
-from training.progress import read_metrics
+from training.records import read_metrics
 from training.run import Run, parameters, resume, same_data, tolerating_os_errors
 from training.runtime import Runtime
 

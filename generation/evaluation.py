@@ -22,7 +22,8 @@ from generation.seeing import nearest
 from models.autoencoder import DiagonalGaussian
 from training import figures
 from training.checkpoint import fingerprint
-from training.progress import append_record, fact, read_records
+from training.progress import fact
+from training.records import append_record, read_records
 from training.run import in_slices
 
 BATCH = 100  # images described at a time

@@ -1,30 +1,29 @@
 """The one denoiser loop: MNIST's pixels and CelebA's latents are both x0 of shape (B, c, h, w)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from data.order import ShuffledOrder
 from models.blocks import norm_groups
 from models.diffusion import Objective, denoising_loss, epsilon
 from models.samplers import picture_noise, sample
-from models.scheduler import DDPMScheduler, SchedulerConfig
+from models.scheduler import DDPMScheduler
 from models.unet import UNet, UNetConfig
 from training import figures
 from training.codec import LatentCodec, PixelCodec
 from training.ema import EMA
 from training.optimizer import Optimizer, lr_factor
-from training.progress import read_metrics
-from training.run import Run, in_slices, parameters, tolerating_os_errors
+from training.records import read_metrics
+from training.run import NUM_VALID, Run, in_slices, parameters, tolerating_os_errors
+from training.runtime import Runtime
 
 NUM_BANDS = 10  # of t, in metrics and figures
-NUM_VALID = 256  # most validation images behind the validation loss; fewer are repeated
 PREVIEW_STEPS, NUM_PREVIEWS = 50, 16
-MAX_GRADIENT = 1.0  # norm from which a gradient is shortened
 
 
 @dataclass(frozen=True)
@@ -35,76 +34,82 @@ class DenoiserData:
     validation images, on the device.
     """
 
-    draw: Callable
+    draw: Callable[[torch.Tensor], torch.Tensor]
     num_train: int
     valid: torch.Tensor
     codec: PixelCodec | LatentCodec
 
 
-def network_and_schedule(args, in_channels, channel_mult, clip_x0):
-    """An untrained UNet by --channels, --blocks and --dropout; its schedule, by --schedule and
-    --prediction.
+def network(
+    in_channels: int, channels: int, channel_mult: tuple[int, ...], blocks: int, dropout: float
+) -> UNet:
+    """An untrained UNet whose levels have channels times channel_mult as widths."""
+    widths = tuple(channels * times for times in channel_mult)
+    return UNet(UNetConfig(in_channels, widths, blocks, norm_groups(channels), dropout))
 
-    channel_mult: the levels' widths, as multiples of --channels.
+
+class DenoiserLearner:
+    """All that changes while a denoiser learns; step() changes it once.
+
+    lr: peak learning rate. ema: decay of the averaged weights. t_density, min_snr: how often each t
+    is drawn and how much it counts (models/diffusion.py).
     """
-    c = args.channels
-    widths = tuple(c * times for times in channel_mult)
-    config = UNetConfig(in_channels, widths, args.blocks, norm_groups(c), args.dropout)
-    schedule = SchedulerConfig(1000, args.schedule, args.prediction, clip_x0)
-    return UNet(config), DDPMScheduler(schedule)
+
+    def __init__(
+        self, model: UNet, scheduler: DDPMScheduler, runtime: Runtime, *, optimizer: str, lr: float,
+        ema: float, t_density: str, min_snr: float,
+    ) -> None:  # fmt: skip
+        self.model, self.scheduler, self.runtime = runtime.place(model).train(), scheduler, runtime
+        self.ema = EMA(self.model, ema)
+        self.optimizer = Optimizer(self.model, optimizer, lr, (0.9, 0.99), runtime)
+        self.objective = Objective(scheduler, t_density, min_snr, runtime.device)
+        self.denoise = epsilon(runtime.compiled(self.model), scheduler)
+        self.parts = {"model": self.model, "ema": self.ema.model, "optimizer": self.optimizer}
+
+    def step(self, x0: torch.Tensor, rate: float, step: int) -> dict[str, torch.Tensor]:
+        """One update by x0 (B, c, h, w), at `rate` times the peak learning rate, as step number
+        `step` (from 0). Metrics as Progress.add takes them."""
+        with self.runtime.autocast():
+            loss, losses, t = self.objective(self.denoise, x0)
+        norm = self.optimizer.step(loss, rate)
+        self.ema.update(self.model, step)
+        return {"gradient_norm": norm, **metrics(losses, t, self.objective.importance)}
 
 
-def train(args, state, *, runtime, model, scheduler, data, facts, kind):
-    """Train model on data, from the start or from a resumed run's state.
+def train(run: Run, learner: DenoiserLearner, data: DenoiserData, facts: dict) -> None:
+    """Train on data, from the start or from where a resumed run was.
 
-    facts: goes into every checkpoint, what a user of the denoiser has to know. kind: the folders of
-    checkpoints/ and fig/. Raises UserError when the resumed run is already finished.
+    facts: goes into every checkpoint, what a user of the denoiser has to know.
     """
-    order = ShuffledOrder(data.num_train, args.batch, args.seed)
-    run = Run(args, runtime, state, order, kind)
-    model = runtime.place(model).train()
-    ema = EMA(model, args.ema)
-    optimizer = Optimizer(model, args.optimizer, args.lr, (0.9, 0.99), MAX_GRADIENT, runtime)
-    parts = {"model": model, "ema": ema.model, "optimizer": optimizer}
-    run.restore(parts)
-    runtime.decide_compile(args.compile, run.steps - run.start)
+    run.restore(learner.parts)
     run.announce(
-        parts,
+        learner.parts,
         data=f"{data.num_train} training images, x0 of {tuple(data.valid.shape[1:])}",
-        network=f"UNet, {parameters(model)}",
+        network=f"UNet, {parameters(learner.model)}",
     )
-
-    denoise = epsilon(runtime.compiled(model), scheduler)
-    objective = Objective(scheduler, args.t_density, args.min_snr, runtime.device)
     with run.progress() as progress:
         for step in range(run.start, run.steps):
             x0 = data.draw(run.order.indices(step))
-            with runtime.autocast():
-                loss, losses, t = objective(denoise, x0)
-            norm = optimizer.step(loss, lr_factor(step, run.steps))
-            ema.update(model, step)
-            progress.add(gradient_norm=norm, **metrics(losses, t, objective.importance))
+            progress.add(**learner.step(x0, lr_factor(step, run.steps), step))
 
+            # Reports, checkpoints, states and figures, each when it is due.
             done = step + 1
             if run.report_due(done):
-                validation = {}
-                if run.validate_due(done):
-                    for name, network in (("raw", model), ("ema", ema.model)):
-                        validation[f"valid_{name}"] = validate(network, scheduler, data, runtime)
+                validation = validate_both(learner, data) if run.validate_due(done) else {}
                 means = progress.means()
                 counts = zip(means.pop("band_sum"), means.pop("band_count"), strict=True)
                 means["band_loss"] = [s / c if c else None for s, c in counts]
                 progress.report(means, epoch=run.epoch(done), **validation)
             if run.save_due(done):
-                run.save(done, ema.model, facts)
-            run.end_step(parts, done)
+                run.save(done, learner.ema.model, facts)
+            run.end_step(learner.parts, done)
             if run.figures_due(done):
                 with tolerating_os_errors():
-                    draw_figures(run, scheduler, data, model, ema.model)
+                    draw_figures(run, learner, data)
 
 
 @contextmanager
-def evaluating(model):
+def evaluating(model: UNet) -> Iterator[None]:
     """The model in eval mode, without gradients; afterwards in the mode it was in."""
     was_training = model.training
     model.eval()
@@ -113,7 +118,9 @@ def evaluating(model):
     model.train(was_training)
 
 
-def metrics(losses, t, importance):
+def metrics(
+    losses: torch.Tensor, t: torch.Tensor, importance: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """The mean of losses (B,) at t (B,), and per band of t the sum of losses and that of their
     weights, two vectors of NUM_BANDS. The weights are importance (T,) at t: so all t count alike,
     however they were drawn.
@@ -129,7 +136,18 @@ def metrics(losses, t, importance):
     }
 
 
-def validate(model, scheduler, data, runtime):
+def validate_both(learner: DenoiserLearner, data: DenoiserData) -> dict[str, float]:
+    """The validation losses of the raw and of the averaged weights."""
+    networks = {"raw": learner.model, "ema": learner.ema.model}
+    return {
+        f"valid_{name}": validate(network, learner.scheduler, data, learner.runtime)
+        for name, network in networks.items()
+    }
+
+
+def validate(
+    model: UNet, scheduler: DDPMScheduler, data: DenoiserData, runtime: Runtime
+) -> float:
     """Mean loss on data.valid, with the same t (spread evenly) and noise at every call.
 
     Fewer than NUM_VALID images are taken several times, each at other t: so all t count alike.
@@ -147,25 +165,27 @@ def validate(model, scheduler, data, runtime):
     return torch.cat(losses).mean().item()
 
 
-def draw_figures(run, scheduler, data, model, ema_model):
+def draw_figures(run: Run, learner: DenoiserLearner, data: DenoiserData) -> None:
     """losses.png, bands.png, predictions.png and samples.png in the run's folder of figures."""
-    runtime = run.runtime
+    # The curves, from the run's records.
+    scheduler, runtime = learner.scheduler, learner.runtime
     records = read_metrics(run.metrics, run.name)
-    figures.curves(
-        run.fig / "losses.png",
-        records,
-        {"squared error of eps_hat": ["loss", "valid_raw", "valid_ema"],
-         "gradient norm before clipping": ["gradient_norm"]},
-    )  # fmt: skip
+    panels = {
+        "squared error of eps_hat": ["loss", "valid_raw", "valid_ema"],
+        "gradient norm before clipping": ["gradient_norm"],
+    }
+    figures.curves(run.fig / "losses.png", records, panels)
     figures.bands(run.fig / "bands.png", records, scheduler.num_steps)
-    predictions(run.fig / "predictions.png", scheduler, data, runtime, ema_model)
-    grids, networks = {}, {"raw weights": model, "averaged weights (EMA)": ema_model}
-    total = len(networks) * PREVIEW_STEPS
+
+    # What the networks make: of noised images, and of noise alone.
+    predictions(run.fig / "predictions.png", scheduler, data, runtime, learner.ema.model)
+    networks = {"raw weights": learner.model, "averaged weights (EMA)": learner.ema.model}
+    grids, total = {}, len(networks) * PREVIEW_STEPS
     with tqdm(total=total, desc="preview", unit="step", delay=1, leave=False) as bar:
-        for name, network in networks.items():
+        for name, model in networks.items():
             draw = picture_noise(range(NUM_PREVIEWS), data.valid.shape[1:], runtime.device)
-            with evaluating(network), runtime.autocast():
-                denoise = epsilon(network, scheduler)
+            with evaluating(model), runtime.autocast():
+                denoise = epsilon(model, scheduler)
                 x0 = sample(
                     denoise, scheduler, draw, "ddpm", PREVIEW_STEPS, lambda *_: bar.update()
                 )
@@ -175,7 +195,9 @@ def draw_figures(run, scheduler, data, model, ema_model):
 
 
 @torch.no_grad()
-def predictions(path, scheduler, data, runtime, model):
+def predictions(
+    path: Path, scheduler: DDPMScheduler, data: DenoiserData, runtime: Runtime, model: UNet
+) -> None:
     """The figure of one validation image: noised to several t, and what is predicted from it."""
     t = torch.linspace(0, scheduler.num_steps - 1, 9).long()[1:].to(runtime.device)
     x0 = data.valid[:1].expand(len(t), -1, -1, -1)

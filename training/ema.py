@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch import nn
 
 
 class EMA:
@@ -13,12 +14,12 @@ class EMA:
     random first weights are soon forgotten.
     """
 
-    def __init__(self, model, decay):
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model, updates):
+    def update(self, model: nn.Module, updates: int) -> None:
         """Take in the model's weights; updates: how many went before this one."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
         ours, theirs = list(self.model.parameters()), list(model.parameters())

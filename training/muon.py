@@ -1,5 +1,7 @@
 """Muon: stochastic gradient descent whose steps are orthogonal matrices."""
 
+from collections.abc import Iterable
+
 import torch
 
 
@@ -16,11 +18,14 @@ class Muon(torch.optim.Optimizer):
     of lr by which weights shrink, as in AdamW.
     """
 
-    def __init__(self, parameters, lr, momentum=0.95, weight_decay=1e-4):
+    def __init__(
+        self, parameters: Iterable[torch.Tensor], lr: float, momentum: float = 0.95,
+        weight_decay: float = 1e-4,
+    ) -> None:  # fmt: skip
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             by_shape = {}  # matrices of one shape are orthogonalised together
             for weight in group["params"]:
@@ -34,7 +39,7 @@ class Muon(torch.optim.Optimizer):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.sub_(size * step.view(weight.shape))
 
-    def _momentum(self, weight, group):
+    def _momentum(self, weight: torch.Tensor, group: dict) -> torch.Tensor:
         """The running mean of the gradients, brought up to date and looked ahead by a step."""
         state = self.state[weight]
         if not state:
@@ -43,7 +48,7 @@ class Muon(torch.optim.Optimizer):
         return weight.grad.lerp(state["momentum"], group["momentum"])
 
 
-def orthogonalised(x, iterations=5):
+def orthogonalised(x: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """About U V^T of each matrix U S V^T: (n, r, c) -> (n, r, c), without the cost of an SVD.
 
     Jordan's Newton-Schulz iteration, x <- p(x x^T) x with p(a) = 3.4445 - 4.775 a + 2.0315 a^2,

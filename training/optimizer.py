@@ -5,13 +5,16 @@ import math
 import torch
 from torch import nn
 
+from common.choices import OPTIMIZERS
 from common.errors import UserError
 from training.muon import Muon
+from training.runtime import Runtime
 
+MAX_GRADIENT = 1.0  # norm from which a gradient is shortened to it
 OUTER = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"}  # from or to images and latents
 
 
-def lr_factor(step, steps, warmup=0.05, floor=0.01):
+def lr_factor(step: int, steps: int, warmup: float = 0.05, floor: float = 0.01) -> float:
     """Share of the learning rate at this step of the run: linear warm-up, then cosine to floor.
 
     warmup: share of the run, at most 500 steps.
@@ -24,33 +27,37 @@ def lr_factor(step, steps, warmup=0.05, floor=0.01):
 
 
 class Optimizer:
-    """Muon or AdamW for one network. A gradient longer than `clip` is shortened to it.
+    """Muon or AdamW for one network. A gradient longer than MAX_GRADIENT is shortened to it.
 
-    kind: "muon", with which AdamW takes what is no matrix, and the first and last layers; "adamw".
-    Raises UserError for another one.
+    name: "muon", with which AdamW takes what is no matrix, and the first and last layers; "adamw".
+    lr: peak learning rate. betas: AdamW's. Raises UserError for another name.
     """
 
-    def __init__(self, model, kind, lr, betas, clip, runtime):
-        if kind not in ("muon", "adamw"):
-            raise UserError(f"the optimizer is muon or adamw, not {kind}")
+    def __init__(
+        self, model: nn.Module, name: str, lr: float, betas: tuple[float, float], runtime: Runtime
+    ) -> None:
+        if name not in OPTIMIZERS:
+            raise UserError(f"the optimizer is {' or '.join(OPTIMIZERS)}, not {name}")
         self.parameters = list(model.parameters())
-        self.lr, self.clip = lr, clip
+        self.lr = lr
+
+        # Who takes which weights.
         inner, others = [], []
-        for name, parameter in model.named_parameters():
-            muon = kind == "muon" and _is_inner(name, parameter)
+        for key, parameter in model.named_parameters():
+            muon = name == "muon" and _is_inner(key, parameter)
             (inner if muon else others).append(parameter)
         adamw = torch.optim.AdamW(others, lr, betas, weight_decay=1e-4, fused=runtime.fused)
-        self.optimizers = {"adamw": adamw}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
         if inner:
             self.optimizers["muon"] = Muon(inner, lr)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
 
-    def step(self, loss, rate):
+    def step(self, loss: torch.Tensor, rate: float) -> torch.Tensor:
         """One update with the learning rate lr * rate; the gradient's norm before clipping."""
         self.scaler.scale(loss).backward()
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT)
         # In fp16 a gradient may be infinite; then clipping has made all of them useless.
         if not self.scaler.is_enabled() or norm.isfinite():
             for optimizer in self.optimizers.values():
@@ -62,7 +69,7 @@ class Optimizer:
             optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def state_bytes(self):
+    def state_bytes(self) -> int:
         """Size of what the optimizers keep: one number per element of a matrix, two of others."""
         sizes = {"adamw": 8, "muon": 4}
         return sum(
@@ -71,11 +78,11 @@ class Optimizer:
             for weight in optimizer.param_groups[0]["params"]
         )
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         return {**states, "scaler": self.scaler.state_dict()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
             # Fused kernels walk weights and moments in the order of memory, which must be the same.
@@ -87,6 +94,6 @@ class Optimizer:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _is_inner(name, parameter):
+def _is_inner(name: str, parameter: nn.Parameter) -> bool:
     """Whether that is a matrix of an inner layer: many inputs by many outputs."""
     return parameter.ndim > 1 and not OUTER & set(name.split("."))

@@ -1,122 +1,146 @@
-"""One training run: its name, its length, when it reports and saves, and how it is resumed."""
+"""One training run: its length, when it reports and saves, its state, and how it is resumed."""
 
 import json
 import math
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from command_line import options
 from common.errors import UserError
 from common.files import first_line, make_folder, remove_leftovers
+from data.order import ShuffledOrder
 from training import checkpoint
 from training.optimizer import Optimizer
 from training.progress import Progress, fact, file_size
-from training.runtime import random_state, set_random_state
+from training.runtime import Runtime, random_state, set_random_state
 
 STATE_EVERY = 600  # seconds between states, so that a power failure costs at most that much
+NUM_VALID = 256  # most validation images behind the figures of a run
 
 
-def resume(args, kind):
-    """(args, state) of a run to go on with, where args.resume asks for one; (args, None) if not.
+def find_state(resume: str | None, name: str | None, kind: str) -> dict | None:
+    """The state of the run to go on with; None for a new run, which `resume` None begins.
 
-    kind: of what is trained; its runs are in checkpoints/kind.
-
-    Raises UserError when there is none, or when a new run would overwrite an old one's files.
+    resume: "newest", a run's name or a .state file. name: of the new run. kind: of what is trained;
+    its runs are in checkpoints/kind. Raises UserError when there is no such run, or when a new one
+    would overwrite an old one's files.
     """
     folder = Path("checkpoints", kind)
-    if args.resume is None:
-        taken = [*folder.glob(f"{args.name}_epoch*"), *folder.glob(f"{args.name}.state")]
+
+    # A new run.
+    if resume is None:
+        taken = [*folder.glob(f"{name}_epoch*"), *folder.glob(f"{name}.state")]
         if taken:
-            raise UserError(f"--name {args.name} is taken by {taken[0]}; choose another name")
-        return args, None
-    if args.resume == "newest":
+            raise UserError(f"--name {name} is taken by {taken[0]}; choose another name")
+        return None
+
+    # One to go on with.
+    path = folder / f"{resume}.state"
+    if resume == "newest":
         states = checkpoint.checkpoints_in(folder, ".state")
         if not states:
             raise UserError(f"--resume: no .state file in {folder}")
-        args.resume = states[0]
-    elif (named := folder / f"{args.resume}.state").is_file():
-        args.resume = named
-    state = checkpoint.load_state(args.resume)
+        path = states[0]
+    elif not path.is_file():
+        path = Path(resume)
+    state = checkpoint.load_state(path)
     if state["folder"] != folder.as_posix():
-        raise UserError(f"{args.resume} belongs to {state['folder']}/, not to {folder.as_posix()}/")
-    return options.resumed(args, state["settings"]), state
+        raise UserError(f"{path} belongs to {state['folder']}/, not to {folder.as_posix()}/")
+    return state
 
 
-def same_data(args, state, data_id):
-    """Note data_id in args; raises UserError when a resumed run was begun on other data."""
-    args.data_id = data_id
-    if state and state["settings"]["data_id"] != data_id:
+def check_same_data(state: dict | None, data_id: str) -> None:
+    """Raise UserError when a resumed run was begun on other data."""
+    if state and state["ids"]["data"] != data_id:
         raise UserError(
-            f"--resume: the images are not those that the run {args.name} was begun with; "
-            "start a new run"
+            f"--resume: the images are not those that the run {state['settings']['name']} was begun "
+            "with; start a new run"
         )
+
+
+def total_steps(
+    steps: int | None, epochs: int | None, images: tuple[int, int], order: ShuffledOrder,
+    on_gpu: bool,
+) -> int:  # fmt: skip
+    """Steps of a run: as many as were asked for, in steps or epochs, else whole epochs that show
+    about as many images as suit the machine; images: on a CPU and on a GPU."""
+    if steps:
+        return steps
+    shown = order.steps_per_epoch * order.batch
+    return (epochs or max(1, round(images[on_gpu] / shown))) * order.steps_per_epoch
 
 
 class Run:
     """The schedule of a run over `order`, and its files in checkpoints/kind and fig/kind.
 
-    parts: {name: something with state_dict and load_state_dict}, all that the state must hold;
-    "ema" are the averaged weights of another of them.
-    Where args say neither epochs nor steps, args.epochs is set to what suits data and machine.
-    Raises UserError when the run is already finished, or its files cannot be written.
+    settings: what was asked for, and ids: what the data are; both go into the state, and `name`
+    into the names of files. state: find_state's. parts, in the methods: {name: something with
+    state_dict and load_state_dict}, all that the state must hold; "ema" are the averaged weights of
+    another of them. Raises UserError when the run is already finished, or its files cannot be
+    written.
     """
 
-    def __init__(self, args, runtime, state, order, kind):
-        if not (args.steps or args.epochs):
-            shown = order.steps_per_epoch * order.batch
-            args.epochs = options.default_epochs(args.images, runtime.on_gpu, shown)
-        self.runtime = runtime
-        self.name, self.folder, self.fig = args.name, Path("checkpoints", kind), Path("fig", kind)
-        make_folder(self.folder)  # not to lose hours of training for it
+    def __init__(
+        self, kind: str, name: str, steps: int, order: ShuffledOrder, runtime: Runtime,
+        settings: dict, ids: dict[str, str], state: dict | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.steps, self.order, self.runtime = name, steps, order, runtime
+        self.settings, self.ids, self._state = {**settings, "steps": steps}, ids, state
+
+        # Its folders, made at once: not to lose hours of training for them.
+        self.folder, self.fig = Path("checkpoints", kind), Path("fig", kind)
+        make_folder(self.folder)
         make_folder(self.fig)
         remove_leftovers(self.folder)
         self.metrics = self.fig / "metrics.jsonl"
-        self.order = order
-        self.steps = args.steps or args.epochs * order.steps_per_epoch
+
+        # Where it begins. skipped: batches of which no image was readable.
         self.start = state["step"] if state else 0
-        self.skipped = state.get("skipped", 0) if state else 0  # batches, none of it readable
+        self.skipped = state["skipped"] if state else 0
         if self.start >= self.steps:
             raise UserError(
                 f"the run {self.name} has done its {self.start} steps; "
                 "to go on, pass a larger --epochs or --steps"
             )
         self.every = max(1, min(100, self.steps // 200))
-        self.settings, self._state = options.settings(args), state
         self._saved_at, self._stop = time.monotonic(), False
 
-    def announce(self, parts, **facts):
-        """Say what is going to happen, a line per fact."""
+    def announce(self, parts: dict[str, Any], **about: str) -> None:
+        """Say what is going to happen, a line each."""
+        # What it will take on the disk.
         epochs = self.steps / self.order.steps_per_epoch
         weights = {k: 4 * sum(w.numel() for w in p.parameters()) for k, p in parts.items()
-                   if isinstance(p, torch.nn.Module)}  # fmt: skip
+                   if isinstance(p, nn.Module)}  # fmt: skip
         each = sum(weights.values()) - weights["ema"]  # a checkpoint's, of each network
         state = sum(weights.values())
         state += sum(p.state_bytes() for p in parts.values() if isinstance(p, Optimizer))
         saves = math.ceil(self.steps / self._save_period)
-        facts = {
-            **facts,
-            "machine": self.runtime,
+
+        about |= {
+            "machine": str(self.runtime),
             "training": f"steps {self.start + 1} to {self.steps} of {self.order.batch} images "
             f"({epochs:.3g} epochs)",
             "files": f"{self.folder / self.name}_epoch*.safetensors, figures in {self.fig}/",
             "disk": f"about {file_size(saves * each + state)}, of which the state that --resume "
             f"needs is {file_size(state)}",
         }
-        print("\n".join(fact(*item) for item in facts.items()), flush=True)
+        print("\n".join(fact(*item) for item in about.items()), flush=True)
 
-    def restore(self, parts):
+    def restore(self, parts: dict[str, Any]) -> None:
         """Bring parts and random numbers to where the run was; nothing for a new run.
 
         Raises UserError when this version of the code builds other networks than the run's.
         """
         if self._state:
-            saved, wanted = self._state.get("configs", {}), _configs(parts)
+            saved, wanted = self._state["configs"], _configs(parts)
             if {name: saved.get(name) for name in wanted} != wanted:
                 raise UserError(
                     f"the run {self.name} was begun with other networks, by another version of "
@@ -128,9 +152,9 @@ class Run:
             self._state = None  # its tensors are no longer needed
 
     @contextmanager
-    def progress(self):
+    def progress(self) -> Iterator[Progress]:
         """The Progress of the run. Ctrl-C only asks for a stop, which end_step makes."""
-        handlers = {}
+        handlers: dict[int, Any] = {}
         for name in ("SIGINT", "SIGTERM"):
             number = getattr(signal, name)
             handlers[number] = signal.signal(number, self._ask_to_stop)
@@ -147,28 +171,28 @@ class Run:
         self._stop = True
         tqdm.write("stopping after this step; once more to stop at once, without saving")
 
-    def find_in_order(self, step, index):
+    def find_in_order(self, step: int, index: int) -> None:
         """Count the batches left out before this step's, which holds the image of that index."""
         while index not in self.order.indices(step + self.skipped):
             self.skipped += 1
 
-    def epoch(self, done):
+    def epoch(self, done: int) -> int:
         """Epochs begun after this many steps."""
         return math.ceil(done / self.order.steps_per_epoch)
 
-    def report_due(self, done):
+    def report_due(self, done: int) -> bool:
         """About 200 times in a run, more often in a very long one, and at its end."""
         return done % self.every == 0 or done == self.steps
 
-    def validate_due(self, done):
+    def validate_due(self, done: int) -> bool:
         """About 40 times in a run, seldom in a short one, always with a report."""
         return self._due(done, max(100, self.steps // 40))
 
-    def figures_due(self, done):
+    def figures_due(self, done: int) -> bool:
         """About 10 times in a run, seldom in a short one, always with a report."""
         return self._due(done, max(200, self.steps // 10))
 
-    def save_due(self, done):
+    def save_due(self, done: int) -> bool:
         """At the ends of epochs, at most 10 times in a run, and at its end."""
         return done % self._save_period == 0 or done == self.steps
 
@@ -177,7 +201,7 @@ class Run:
         epochs = math.ceil(math.ceil(self.steps / self.order.steps_per_epoch) / 10)
         return epochs * self.order.steps_per_epoch
 
-    def save(self, done, model, facts, kind=None):
+    def save(self, done: int, model: nn.Module, facts: dict, kind: str | None = None) -> None:
         """The checkpoint of a model after this many steps, with the facts that its user needs; in
         checkpoints/kind, where that is not the run's."""
         name = f"{self.name}_epoch{self.epoch(done):04d}"
@@ -187,7 +211,7 @@ class Run:
         now = {"run": self.name, "step": done, "epoch": self.epoch(done)}
         checkpoint.save_model(path, model, {**facts, **now})
 
-    def end_step(self, parts, done):
+    def end_step(self, parts: dict[str, Any], done: int) -> None:
         """The end of a step: save the state with each checkpoint, every STATE_EVERY seconds, and
         when the run was asked to stop; then raise KeyboardInterrupt."""
         late = time.monotonic() - self._saved_at > STATE_EVERY
@@ -197,7 +221,7 @@ class Run:
             tqdm.write(f"interrupted after step {done}; --resume goes on from there")
             raise KeyboardInterrupt
 
-    def save_state(self, parts, done):
+    def save_state(self, parts: dict[str, Any], done: int) -> None:
         """NAME.state: all that a resumed run needs to give the same numbers."""
         tree = {name: part.state_dict() for name, part in parts.items()}
         tree |= {
@@ -205,6 +229,7 @@ class Run:
             "step": done,
             "skipped": self.skipped,
             "settings": self.settings,
+            "ids": self.ids,
             "configs": _configs(parts),
             "random": random_state(self.runtime.device),
         }
@@ -221,13 +246,13 @@ def _configs(parts):
             if hasattr(p, "config")}  # fmt: skip
 
 
-def parameters(model):
+def parameters(model: nn.Module) -> str:
     """Their number, as in "6.1 M parameters"."""
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
 
 
 @contextmanager
-def tolerating_os_errors():
+def tolerating_os_errors() -> Iterator[None]:
     """Around what a run can do without: an OSError (a full disk, a locked file) is only told."""
     try:
         yield

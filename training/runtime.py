@@ -4,28 +4,32 @@ import ctypes
 import os
 import platform
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from common.errors import UserError
 from common.files import first_line
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE_FROM = 10_000  # steps from which a minute of compiling is earned back
 
 
 class Runtime:
-    """device, precision and compile as found for args (--device, --precision, --compile).
+    """device, precision and workers as found for --device, --precision and --workers.
 
     A context and three verbs: autocast() around the networks, place(model), compiled(model).
     Raises UserError when the device or the precision is not to be had here.
     """
 
-    def __init__(self, args):
-        self.device = _device(args.device)
-        self.precision = _bf16_or_fp32(self.device) if args.precision == "auto" else args.precision
+    def __init__(
+        self, device: str = "auto", precision: str = "auto", workers: int | None = None
+    ) -> None:
+        self.device = _device(device)
+        self.precision = _bf16_or_fp32(self.device) if precision == "auto" else precision
         if self.device.type == "mps" and self.precision != "fp32":
             raise UserError("--precision: on mps only fp32 is supported")
         # What is fastest where: tensor cores and oneDNN want channels last, mps does not.
@@ -33,7 +37,6 @@ class Runtime:
             torch.contiguous_format if self.device.type == "mps" else torch.channels_last
         )
         self.fused = True if self.device.type in ("cpu", "cuda") else None
-        workers = getattr(args, "workers", None)
         if workers is None:
             # A CPU that trains has no core to spare; a GPU wants its images decoded beside it.
             workers = 0 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
@@ -44,36 +47,36 @@ class Runtime:
             _keep_freed_memory()
 
     @property
-    def on_gpu(self):
+    def on_gpu(self) -> bool:
         """Whether this is a CUDA or ROCm GPU; an Apple GPU is nearer to a CPU in what it can do."""
         return self.device.type == "cuda"
 
-    def decide_compile(self, choice, steps):
+    def decide_compile(self, choice: str, steps: int) -> None:
         """Set .compile from --compile auto|on|off for a run of that many steps."""
         self.compile = choice == "on" or (
             choice == "auto" and steps >= COMPILE_FROM and _can_compile(self.device)
         )
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager:
         """Around forward passes; weights, gradients and losses stay fp32."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.precision])
 
-    def place(self, model):
+    def place(self, model: Module) -> Module:
         """The model on the device, its weights in the device's favourite order."""
         return model.to(self.device, memory_format=self.memory_format)
 
-    def compiled(self, model):
+    def compiled(self, model: Module) -> Module:
         """The model, or a compiled view of it with the same weights."""
         return torch.compile(model) if self.compile else model
 
-    def send(self, x):
+    def send(self, x: torch.Tensor) -> torch.Tensor:
         """x: (B, C, H, W) on the device, in its favourite order; a GPU is not waited for."""
         x = x.to(self.device, non_blocking=self.device.type == "cuda")
         return x.contiguous(memory_format=self.memory_format)
 
-    def __str__(self):
+    def __str__(self) -> str:
         name = (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
@@ -83,7 +86,7 @@ class Runtime:
         return f"{self.device.type} ({name}), {self.precision}, {compiled}"
 
 
-def random_state(device):
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """The states of the random number generators of the CPU and of the device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -93,7 +96,7 @@ def random_state(device):
     return state
 
 
-def set_random_state(state, device):
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
     """The inverse of random_state; a run that moved to another device goes on with its seed's."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
@@ -102,7 +105,7 @@ def set_random_state(state, device):
         torch.mps.set_rng_state(state["mps"])
 
 
-def _device(choice):
+def _device(choice: str) -> torch.device:
     if choice == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -115,7 +118,7 @@ def _device(choice):
     return device
 
 
-def _keep_freed_memory():
+def _keep_freed_memory() -> None:
     """Tell glibc's malloc to keep what is freed for the next step, not to give it back.
 
     Fresh pages must be cleared by the system at each step: measured on 2 cores, keeping them makes
@@ -130,7 +133,7 @@ def _keep_freed_memory():
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the end of the heap is kept
 
 
-def _bf16_or_fp32(device):
+def _bf16_or_fp32(device: torch.device) -> str:
     """bf16 only where the hardware multiplies in it: emulated, it is slower than fp32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
@@ -141,7 +144,7 @@ def _bf16_or_fp32(device):
     return "fp32"
 
 
-def _can_compile(device):
+def _can_compile(device: torch.device) -> bool:
     """Whether a small function compiles on this GPU, which needs Triton and a C compiler.
 
     Never on a CPU: measured on 2 cores, compiling took 65 to 130 s, and a step of the latent

@@ -1,0 +1,88 @@
+"""After parsing: what does not go together is refused, and defaults that depend on other flags are
+filled in."""
+
+import math
+import os
+import time
+from pathlib import Path
+
+from command_line.defaults import EVALUATED_STEPS, FIGURES, NUM_IMAGES, Denoiser
+from command_line.flags import EVALUATE, TRAIN, Arguments, Parser
+from common.choices import PICTURES, SAMPLERS
+
+
+def finish(
+    parser: Parser, values: dict, given: frozenset[str], denoiser: Denoiser | None = None
+) -> Arguments:
+    """The Arguments: what does not go together is refused, and defaults that depend on other
+    flags are filled in."""
+    mode = Arguments(values, given, parser.flags).mode
+    parser.refuse(frozenset(name for name in given if mode not in parser.flags[name].modes), mode)
+    if mode == TRAIN and values["resume"] is None and values["name"] is None:
+        # Runs that a loop starts in the same second are told apart by their processes.
+        values["name"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    if mode != TRAIN and denoiser is not None:
+        _check_sampler(parser, values, given)
+        figure = next(iter(given & FIGURES), None)
+        values["num_images"] = _num_images(parser, values, given, figure, denoiser)
+        values |= _steps_and_out(parser, values, given, figure, denoiser)
+    return Arguments(values, given, parser.flags)
+
+
+def _check_sampler(parser: Parser, values: dict, given: frozenset[str]) -> None:
+    """End with an error where a flag would do nothing in the sampler."""
+    sampler = values["sampler"]
+    if "eta" in given and "eta" not in SAMPLERS[sampler].settings:
+        parser.error(f"--eta is for --sampler ddim, and does nothing in {sampler}")
+    silent = {
+        "dpm++": sampler == "dpm++",
+        "ddim with --eta 0": sampler == "ddim" and values["eta"] == 0,
+        "a single step": values["sampling_steps"] == 1,
+    }
+    if "sigma_scale" in given and any(silent.values()):
+        what = next(name for name, holds in silent.items() if holds)
+        parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
+
+
+def _num_images(
+    parser: Parser, values: dict, given: frozenset[str], figure: str | None, denoiser: Denoiser
+) -> int:
+    """How many pictures: as typed, or what suits the mode; within what it can show."""
+    mode = EVALUATE if values["evaluate"] is not None else figure
+    default, fewest, most = NUM_IMAGES.get(mode or "", (denoiser.num_images, 1, math.inf))
+    count = values["num_images"] or default
+    if count < fewest:
+        parser.error(f"--{mode} needs --num-images {fewest} or more")
+    if count > most:
+        parser.error(f"--{mode} shows at most {most} pictures, --num-images asks for more")
+    if figure == "interpolate" and "seed" in given:
+        parser.error("--seed does not go with --interpolate, which names two")
+    if figure == "film" and "batch" in given:
+        parser.error("--batch does not go with --film")
+    return count
+
+
+def _steps_and_out(
+    parser: Parser, values: dict, given: frozenset[str], figure: str | None, denoiser: Denoiser
+) -> dict:
+    """The sampling steps and the place of what is made, where they were not typed."""
+    steps, out = values["sampling_steps"], values["out"]
+    if values["evaluate"] is not None:
+        if values["sampler"] == "ddpm":
+            steps = steps or EVALUATED_STEPS
+        named = _named_by_settings({**values, "sampling_steps": steps}, given)
+        out = out or f"{denoiser.fig}/evaluation/{named}"
+        if Path(out).suffix.lower() in PICTURES:
+            parser.error(f"--evaluate makes a folder of pictures, but --out is {out}")
+    out = out or f"{denoiser.fig}/{figure or 'generated'}.png"
+    if figure and not out.lower().endswith(".png"):
+        parser.error(f"--{figure} makes a .png, but --out is {out}")
+    return {"sampling_steps": steps, "out": out}
+
+
+def _named_by_settings(values: dict, given: frozenset[str]) -> str:
+    """A folder's name for the samples of --evaluate: the checkpoint's, and the sampler's flags."""
+    choice = SAMPLERS[values["sampler"]]
+    name = f"{Path(values['evaluate']).stem}-{values['sampler']}"
+    name += str(values["sampling_steps"] or choice.steps)
+    return name + "".join(f"-{k}{values[k]:g}" for k in choice.settings if k in given)

@@ -1,0 +1,184 @@
+"""What a flag is, the parser that collects them in groups, and the frozen arguments it gives.
+
+A group says once, for all its flags, in which modes they may be typed and what becomes of them when
+a run is resumed. Whatever needs a set of flags asks for it here.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from common.errors import UserError
+
+TRAIN, SHOW, EVALUATE = "train", "show", "evaluate"
+ALL = frozenset({TRAIN, SHOW, EVALUATE})
+
+
+class Resuming(Enum):
+    """What becomes of a flag's value when a run is resumed."""
+
+    FIXED = "kept in the run's state; another value is refused"
+    MOVABLE = "kept in the run's state; may be typed anew"
+    FORGOTTEN = "belongs to the machine or to one start, and is not kept"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """name: as an attribute of the arguments. modes: in which it may be typed."""
+
+    name: str
+    modes: frozenset[str]
+    resuming: Resuming
+
+    def __str__(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+class Arguments:
+    """The values of all flags as attributes, frozen.
+
+    given: the names of those that were typed. flags: {name: Flag}.
+    """
+
+    given: frozenset[str]
+    flags: Mapping[str, Flag]
+
+    def __init__(self, values: dict, given: frozenset[str], flags: Mapping[str, Flag]) -> None:
+        self.__dict__.update(values, given=given, flags=flags)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"arguments are frozen: {name} cannot be set")
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @property
+    def mode(self) -> str:
+        """TRAIN, SHOW or EVALUATE."""
+        values = self.__dict__
+        if values.get(EVALUATE) is not None:
+            return EVALUATE
+        return SHOW if values.get(SHOW) is not None else TRAIN
+
+    def typed(self, name: str, otherwise: Any) -> Any:
+        """The value of a flag where it was typed, else what is known from elsewhere."""
+        return getattr(self, name) if name in self.given else otherwise
+
+    def settings(self) -> dict:
+        """{name: value} of what makes a run what it is, to be kept in its state."""
+        return {
+            name: self.__dict__[name]
+            for name, flag in self.flags.items()
+            if TRAIN in flag.modes and flag.resuming is not Resuming.FORGOTTEN
+        }
+
+    def resumed(self, saved: dict) -> "Arguments":
+        """These arguments with the saved settings of a run; what was typed may prolong or move it.
+
+        Raises UserError where something typed contradicts the run.
+        """
+        values = {k: v for k, v in self.__dict__.items() if k not in ("given", "flags")}
+        # JSON has lists only; a length is either in epochs or in steps.
+        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        values |= {name: kept.get(name) for name in self.settings()}
+        for name in self.given:
+            typed, resuming = getattr(self, name), self.flags[name].resuming
+            if resuming is Resuming.FIXED and typed != values[name]:
+                flag = self.flags[name]
+                raise UserError(f"{flag}: the run to resume has {values[name]}; leave it out")
+            values[name] = typed
+        if "epochs" in self.given:
+            values["steps"] = None
+        return Arguments(values, self.given, self.flags)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that knows which flag goes with which mode, and whose errors are one line."""
+
+    def __init__(self, description: str, examples: list[str]) -> None:
+        super().__init__(
+            description=description,
+            epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.flags: dict[str, Flag] = {}
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def group(self, title: str, modes: frozenset[str], resuming: Resuming) -> "Group":
+        """A titled group of flags that may be typed in these modes."""
+        return Group(self, self.add_argument_group(title), modes, resuming)
+
+    def read(self, argv: list[str] | None) -> tuple[dict, frozenset[str]]:
+        """(values of all flags, names of those that were typed); the rest has its defaults."""
+        values = vars(self.parse_args(argv))
+        unset = object()  # parsed again, what was not typed stays as it is put in
+        again = self.parse_args(argv, argparse.Namespace(**dict.fromkeys(values, unset)))
+        given = frozenset(name for name, value in vars(again).items() if value is not unset)
+        return values, given
+
+    def refuse(self, names: frozenset[str], mode: str) -> None:
+        """End with an error where any of these flags is among those that were typed."""
+        if names:
+            self.error(f"{self.flags[min(names)]} does not go with --{mode}")
+
+
+class Group:
+    """Flags under one title, with their modes and what becomes of them on resuming.
+
+    group: the argparse group, or a mutually exclusive one inside it.
+    """
+
+    def __init__(
+        self, parser: Parser, group: Any, modes: frozenset[str], resuming: Resuming
+    ) -> None:
+        self.parser, self.group, self.modes, self.resuming = parser, group, modes, resuming
+
+    def either(self, required: bool = False) -> "Group":
+        """A group in this one, of whose flags at most one may be typed."""
+        exclusive = self.group.add_mutually_exclusive_group(required=required)
+        return Group(self.parser, exclusive, self.modes, self.resuming)
+
+    def add(
+        self,
+        flag: str,
+        text: str,
+        type: Callable[[str], Any] | None = None,
+        metavar: str | tuple[str, ...] | None = None,
+        default: Any = None,
+        limits: str | None = None,
+        otherwise: str | None = None,
+        modes: frozenset[str] | None = None,
+        resuming: Resuming | None = None,
+        **extra: Any,
+    ) -> None:
+        """Add a flag whose help ends with its limits (those of its type) and its default, or with
+        what happens otherwise, in words. modes and resuming: where not the group's."""
+        # The help.
+        notes = [limits or getattr(type, "limits", None), otherwise and f"default: {otherwise}"]
+        if default is not None:
+            written = f"{default:g}" if isinstance(default, float) else str(default)
+            notes.append(f"default {written}")
+            extra["default"] = default
+        text += f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
+
+        # argparse wants to hear of nothing that is not there.
+        if type is not None:
+            extra["type"] = type
+        if metavar is not None:
+            extra["metavar"] = metavar
+        action = self.group.add_argument(flag, help=text, **extra)
+        self.parser.flags[action.dest] = Flag(
+            action.dest, self.modes if modes is None else modes, resuming or self.resuming
+        )
+
+    def choice(
+        self, flag: str, text: str, choices: tuple[str, ...] | list[str], default: str
+    ) -> None:
+        """Add a flag that takes one of a few names."""
+        self.add(flag, text, metavar="|".join(choices), default=default, choices=choices)

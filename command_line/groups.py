@@ -1,0 +1,180 @@
+"""The groups of flags that the scripts share. Each flag has its limits, its default and its words
+here and nowhere else."""
+
+from command_line.defaults import EVALUATED_STEPS, NUM_IMAGES, Denoiser, Training
+from command_line.flags import ALL, EVALUATE, SHOW, TRAIN, Group, Parser, Resuming
+from command_line.values import integer, number, run_name, size
+from common.choices import (
+    OPTIMIZERS,
+    PRECISIONS,
+    PREDICTIONS,
+    SAMPLERS,
+    SCHEDULES,
+    T_DENSITIES,
+)
+
+
+def mode_flags(parser: Parser) -> Group:
+    group = parser.group("what to do", ALL, Resuming.FORGOTTEN)
+    mode = group.either(required=True)
+    mode.add("--train", "train a denoiser", action="store_true")
+    mode.add("--show", "generate pictures with this denoiser", metavar="CKPT")
+    text = (
+        "measure this denoiser: Frechet distance, precision and recall of its samples against real "
+        f"images that it was not trained on (ddpm: {EVALUATED_STEPS} steps)"
+    )
+    mode.add("--evaluate", text, metavar="CKPT")
+    return group
+
+
+def data_root_flags(group: Group, what: str) -> None:
+    group.add("--data-root", f"where {what}", metavar="DIR", default="data")
+
+
+def images_flags(parser: Parser, of_encoder: bool = False) -> Group:
+    group = parser.group("data", frozenset({TRAIN, EVALUATE}), Resuming.MOVABLE)
+    text = "CelebA, drawn faces, or a folder or zip of images, searched recursively"
+    otherwise = "what the encoder was trained on" if of_encoder else None
+    default = None if of_encoder else "celeba"
+    group.add("--data", text, None, "celeba|synthetic|PATH", default, otherwise=otherwise)
+    data_root_flags(group, "celeba/img_align_celeba(.zip) is; downloaded there if missing")
+    text = "height x width in pixels, multiples of 16; images are resized to cover it and cropped"
+    otherwise = "the encoder's" if of_encoder else "64x64; 208x176 for celeba on a GPU"
+    group.add("--size", text, size, "HxW", otherwise=otherwise, modes=frozenset({TRAIN}),
+              resuming=Resuming.FIXED)  # fmt: skip
+    return group
+
+
+def training_flags(parser: Parser, default: Training, seeded: frozenset[str]) -> None:
+    """seeded: the modes that draw random numbers, and so take --seed."""
+    shows = SHOW in seeded
+    group = parser.group("training", frozenset({TRAIN}), Resuming.FIXED)
+
+    # How long, which a resumed run may change.
+    cpu, gpu = default.images
+    many = f"{cpu:,} images" + (f" on a CPU, {gpu:,} on a GPU" if gpu != cpu else "")
+    length = group.either()
+    length.add("--epochs", "passes over the training images in all", integer(1, 10**6), "N",
+               otherwise=f"as many as show {many}", resuming=Resuming.MOVABLE)  # fmt: skip
+    length.add("--steps", "training steps in all, instead of --epochs", integer(1, 10**9), "N",
+               resuming=Resuming.MOVABLE)  # fmt: skip
+
+    # How.
+    text = "images per step" + ", or pictures made at a time" * shows
+    group.add("--batch", text, integer(1, 65536), "N", default.batch, modes=ALL)
+    text = "peak learning rate: warm-up, then cosine"
+    group.add("--lr", text, number(0, 1, open_low=True), "RATE", default.lr)
+    text = (
+        "muon: steps that are orthogonal matrices, with AdamW for norms, biases, first and last "
+        "layers; adamw: AdamW for all; both at --lr"
+    )
+    group.choice("--optimizer", text, OPTIMIZERS, default.optimizer)
+    text = "decay of the averaged weights, which checkpoints hold"
+    group.add("--ema", text, number(0, 1, open_high=True), "DECAY", 0.999)
+    text = "seed of all random numbers" + "; picture i of --show has seed N + i" * shows
+    group.add("--seed", text, integer(0, 2**31 - 1), "N", 0, modes=seeded)
+
+    # Under which name, and from where on.
+    text = "checkpoints are NAME_epoch0001.safetensors and so on"
+    group.add("--name", text, run_name, "NAME", otherwise="date, time and process")
+    text = (
+        "go on with the newest run, or with that of this name or .state file, with its settings; a "
+        "larger --epochs or --steps prolongs it and stretches its schedules"
+    )
+    group.add("--resume", text, metavar="RUN", nargs="?", const="newest",
+              resuming=Resuming.FORGOTTEN)  # fmt: skip
+    parser.set_defaults(images=default.images)
+
+
+def network_flags(parser: Parser, title: str, default: Training) -> Group:
+    group = parser.group(title, frozenset({TRAIN}), Resuming.FIXED)
+    text = "width of the first level, with which the others grow"
+    group.add("--channels", text, integer(8, 4096, 8), "N", default.channels)
+    group.add("--blocks", "residual blocks per level", integer(1, 16), "N", 1)
+    return group
+
+
+def denoiser_flags(parser: Parser, training: Training, default: Denoiser) -> None:
+    group = network_flags(parser, "network and loss", training)
+    text = "dropout inside the residual blocks"
+    group.add("--dropout", text, number(0, 1, open_high=True), "P", 0.0)
+    text = (
+        "what the network puts out: eps (Ho et al. 2020), or v (Salimans & Ho 2022), of which eps "
+        "is made"
+    )
+    group.choice("--prediction", text, PREDICTIONS, default.prediction)
+    text = (
+        "how noise grows with t: linear (Ho et al. 2020), scaled_linear (Rombach et al. 2022) or "
+        "cosine (Nichol & Dhariwal 2021)"
+    )
+    group.choice("--schedule", text, SCHEDULES, default.schedule)
+    text = (
+        "how much each t counts in the loss: in proportion to min(SNR, G) / SNR, "
+        "SNR = alpha_bar / (1 - alpha_bar); 0: all t alike"
+    )
+    group.add("--min-snr", text, number(0, 1e6), "G", 5.0)
+    text = (
+        "how t is drawn: uniform, or lognormal, which draws the middle of the noise levels more "
+        "often, because there is most to learn there; either way the expected loss is the same"
+    )
+    group.choice("--t-density", text, T_DENSITIES, default.t_density)
+
+
+def showing_flags(parser: Parser, default: Denoiser) -> None:
+    group = parser.group("showing", frozenset({SHOW, EVALUATE}), Resuming.FORGOTTEN)
+
+    # How pictures are made.
+    otherwise = str(default.num_images)
+    otherwise += "".join(f", {n} with --{mode}" for mode, (n, *_) in NUM_IMAGES.items())
+    group.add("--num-images", "pictures to generate", integer(1, 10**6), "N", otherwise=otherwise)
+    text = (
+        "ddpm: ancestral, adds noise at each step; ddim: adds --eta of it; dpm++: of second order"
+    )
+    group.choice("--sampler", text, list(SAMPLERS), "ddpm")
+    limits = "1 to the schedule's T, which is 1000"
+    otherwise = ", ".join(f"{choice.steps or 'T'} for {name}" for name, choice in SAMPLERS.items())
+    group.add("--sampling-steps", "denoising steps", integer(1, 10**6), "N", limits=limits,
+              otherwise=otherwise)  # fmt: skip
+    text = "noise of --sampler ddim: 0 adds none, 1 as much as ddpm with skipped steps"
+    group.add("--eta", text, number(0, 1), "E", 0.0)
+    text = (
+        "factor on the noise of each step; 0.95 gives cleaner pictures and less variety. 1 is "
+        "sigma_t = sqrt(beta_t) in ddpm over all T steps, else the posterior's standard deviation "
+        "(times --eta in ddim), because sqrt(beta) of a long step leaves grain"
+    )
+    group.add("--sigma-scale", text, number(0, 10), "S", 1.0)
+
+    # What is made instead, and where it goes.
+    seeing = group.either()
+    seeing.modes = frozenset({SHOW})
+    text = "instead: xt and the predicted x0 at ten t, as a strip, and as an animated GIF beside it"
+    seeing.add("--film", text, action="store_true")
+    text = "instead: a strip of pictures on the way from seed A's to seed B's"
+    seeing.add("--interpolate", text, integer(0, 2**31 - 1), ("SEED_A", "SEED_B"), nargs=2)
+    text = "instead: each picture above the training images nearest to it"
+    seeing.add("--neighbours", text, action="store_true")
+    text = ".png or .jpg: one grid; anything else: a folder of single PNGs; those there are kept"
+    otherwise = (
+        f"{default.fig}/generated.png, or film.png, interpolate.png, neighbours.png; with "
+        "--evaluate a folder named by its settings"
+    )
+    group.add("--out", text, metavar="PATH", otherwise=otherwise)
+
+
+def machine_flags(parser: Parser, workers: bool = False) -> None:
+    group = parser.group("machine", ALL, Resuming.FORGOTTEN)
+    text = "auto takes the GPU where there is one"
+    group.add("--device", text, metavar="auto|cpu|cuda|mps", default="auto")
+    text = "of the networks' arithmetic; auto: bf16 where the hardware multiplies in it, else fp32"
+    group.add("--precision", text, metavar="|".join(["auto", *PRECISIONS]), default="auto",
+              choices=["auto", *PRECISIONS], resuming=Resuming.MOVABLE)  # fmt: skip
+    text = (
+        "torch.compile while training; auto: for runs of 10,000 steps and more on a GPU, where it "
+        "works"
+    )
+    group.add("--compile", text, metavar="auto|on|off", default="auto",
+              choices=["auto", "on", "off"], modes=frozenset({TRAIN}))  # fmt: skip
+    if workers:
+        text, otherwise = "processes that decode images", "0 on a CPU, up to 8 beside a GPU"
+        group.add("--workers", text, integer(0, 256), "N", otherwise=otherwise,
+                  modes=frozenset({TRAIN, EVALUATE}))  # fmt: skip

@@ -1,0 +1,114 @@
+"""The command lines of the three scripts. No torch here: --help answers at once."""
+
+from command_line.defaults import DIGITS, ENCODER, FACES, LATENT, MNIST
+from command_line.finish import finish
+from command_line.flags import ALL, SHOW, TRAIN, Arguments, Parser, Resuming
+from command_line.groups import (
+    data_root_flags,
+    denoiser_flags,
+    images_flags,
+    machine_flags,
+    mode_flags,
+    network_flags,
+    showing_flags,
+    training_flags,
+)
+from command_line.values import integer, number
+
+
+def parse_mnist(argv: list[str] | None = None) -> Arguments:
+    """Arguments of mnist_diffusion.py."""
+    parser = Parser(
+        "A DDPM (Ho et al. 2020) on the pixels of MNIST: train it, or let it draw. "
+        "Its loss is the paper's own with --min-snr 0 --t-density uniform.",
+        [
+            "python3 mnist_diffusion.py --train",
+            "python3 mnist_diffusion.py --train --resume --epochs 40",
+            "python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors --sampler dpm++",
+            "python3 mnist_diffusion.py --evaluate checkpoints/mnist/XXX.safetensors",
+        ],
+    )
+    mode_flags(parser)
+    data = parser.group("data", ALL, Resuming.MOVABLE)
+    data_root_flags(data, "MNIST/raw/*.gz is; downloaded there if missing")
+    training_flags(parser, MNIST, ALL)
+    denoiser_flags(parser, MNIST, DIGITS)
+    showing_flags(parser, DIGITS)
+    machine_flags(parser)
+    values, given = parser.read(argv)
+    if values["show"] is not None and "neighbours" not in given:  # the training digits
+        parser.refuse(given & {"data_root"}, SHOW)
+    return finish(parser, values, given, DIGITS)
+
+
+def parse_encoder(argv: list[str] | None = None) -> Arguments:
+    """Arguments of train_encoder.py."""
+    parser = Parser(
+        "Train a KL autoencoder with an l2 + KL + patch-GAN loss (after Rombach et al. 2022, "
+        "section 3.1).",
+        [
+            "python3 train_encoder.py",
+            "python3 train_encoder.py --data path/to/pictures --size 128x96 --epochs 50",
+            "python3 train_encoder.py --data synthetic --gan-weight 0 --steps 2000",
+            "python3 train_encoder.py --resume",
+            "python3 train_encoder.py --evaluate checkpoints/autoencoder/AAA.safetensors",
+        ],
+    )
+    text = (
+        "train nothing: measure this autoencoder's reconstructions of the validation images "
+        "(PSNR, SSIM, l1, rate), and draw the best and worst ones"
+    )
+    mode = parser.group("what to do", ALL, Resuming.FORGOTTEN)
+    mode.add("--evaluate", text, metavar="CKPT")
+    text = "no random mirror images: for data where left is not right"
+    images_flags(parser).add("--no-flip", text, action="store_true", modes=frozenset({TRAIN}),
+                        resuming=Resuming.FIXED)  # fmt: skip
+    training_flags(parser, ENCODER, frozenset({TRAIN}))
+    network = network_flags(parser, "network and loss", ENCODER)
+    network.add("--latent-channels", "channels of the latent image", integer(1, 64), "N", 3)
+    text = "weight of the KL term, in nats per latent value"
+    network.add("--kl-weight", text, number(0, 1e3), "W", 1e-4)
+    text = (
+        "weight of the GAN term: its gradient at the decoder's output is at most W times as long "
+        "as the l2 term's; 0 trains without a discriminator"
+    )
+    network.add("--gan-weight", text, number(0, 1e3), "W", 2.0)
+    machine_flags(parser, workers=True)
+    return finish(parser, *parser.read(argv))
+
+
+def parse_latent(argv: list[str] | None = None) -> Arguments:
+    """Arguments of latent_diffusion.py."""
+    parser = Parser(
+        "Diffusion in the latent space of an autoencoder: train the denoiser (the latents are "
+        "cached on first use), or generate pictures.",
+        [
+            "python3 latent_diffusion.py --train --encoder checkpoints/autoencoder/AAA.safetensors",
+            "python3 latent_diffusion.py --train --resume --epochs 40",
+            "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors",
+            "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\",
+            "    --encoder checkpoints/autoencoder/AAA.safetensors --sigma-scale 0.95 "
+            "--out low.png",
+            "python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors",
+        ],
+    )
+    text = (
+        "the autoencoder's checkpoint; needed to begin a training, else it may be left out while "
+        "the denoiser's own is in checkpoints/autoencoder/"
+    )
+    mode_flags(parser).add("--encoder", text, metavar="CKPT", resuming=Resuming.MOVABLE)
+    text = (
+        "also cache the mirror image of each training image: twice the disk, worth it for small "
+        "data sets"
+    )
+    images_flags(parser, of_encoder=True).add("--mirror", text, action="store_true",
+                                         modes=frozenset({TRAIN}),
+                                         resuming=Resuming.FIXED)  # fmt: skip
+    training_flags(parser, LATENT, ALL)
+    denoiser_flags(parser, LATENT, FACES)
+    showing_flags(parser, FACES)
+    machine_flags(parser, workers=True)
+    values, given = parser.read(argv)
+    if values["train"] and values["resume"] is None and values["encoder"] is None:
+        parser.error("--train needs --encoder checkpoints/autoencoder/AAA.safetensors")
+    return finish(parser, values, given, FACES)

@@ -1,0 +1,62 @@
+"""Values that are typed: argparse types that know their limits in words."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+
+
+def integer(low: int, high: int, multiple: int = 1) -> Callable[[str], int]:
+    """A whole number in [low, high], divisible by multiple."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {low} to {high}")
+        if int(text) % multiple:
+            raise argparse.ArgumentTypeError(f"{text} is no multiple of {multiple}")
+        return int(text)
+
+    limits = f"{low:,} to {high:,}" + f", a multiple of {multiple}" * (multiple > 1)
+    return _limited(parse, limits)
+
+
+def number(
+    low: float, high: float, open_low: bool = False, open_high: bool = False
+) -> Callable[[str], float]:
+    """A finite number in [low, high], the ends left out where open."""
+    ends = f"{low:g} {'to below' if open_high else 'to'} {high:,.10g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        above = low < value if open_low else low <= value
+        below = value < high if open_high else value <= high
+        if not (above and below):
+            words = f"{'above' if open_low else 'from'} {ends}"
+            raise argparse.ArgumentTypeError(f"{text} is no number {words}")
+        return value
+
+    return _limited(parse, "above " * open_low + ends)
+
+
+def size(text: str) -> tuple[int, int]:
+    """HxW -> (H, W). Whether they divide is for the networks to say."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not match or "0" in match.groups():
+        raise argparse.ArgumentTypeError(f"{text} is no size; write HxW, as in 208x176")
+    return int(match[1]), int(match[2])
+
+
+def run_name(text: str) -> str:
+    """A name that is safe in a file's name."""
+    if not re.fullmatch(r"[\w.+-]{1,100}", text) or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"{text} is no name; use letters, digits, - _ + and .")
+    return text
+
+
+def _limited(parse: Callable, limits: str) -> Callable:
+    """parse, with its limits in words for the help."""
+    setattr(parse, "limits", limits)  # noqa: B010 (a plain assignment is no attribute of a function to mypy)
+    return parse
