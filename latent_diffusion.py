@@ -11,21 +11,25 @@ from command_line import options
 if __name__ == "__main__":
     ARGS = options.parse_latent()  # before torch is imported: --help answers at once
 
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.errors import UserError
 from data.images import open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
-from generation.evaluation import autoencoder_spaces, dataset_images, evaluate_denoiser
-from generation.pipeline import Pipeline, load_denoiser, make_pictures
+from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
+from generation.image_sets import autoencoder_spaces, dataset_images
+from generation.output import make_pictures
+from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
 from models.blocks import check_divides
 from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
-from training.codec import LatentCodec
+from training.codec import LatentCodec, encode
 from training.progress import fact, file_size
 from training.run import resume, same_data
 from training.runtime import Runtime
@@ -105,48 +109,61 @@ def cached_latents(args, state, runtime, autoencoder, trained_on):
         count = (1 + args.mirror) * len(images["train"]) + len(images["valid"])
         what = f"encoding {count} images of {args.data} into {folder}: {size}"
         print(fact("latents", what), flush=True)
-
-    @torch.no_grad()
-    def encode(x):
-        with runtime.autocast():
-            return autoencoder.encode(runtime.send(x)).moments()
-
     about = {"data": args.data, "size": args.size, "autoencoder": args.encoder}
     about["autoencoder_id"] = args.autoencoder_id
-    cache_latents(encode, images, shape, folder, args.mirror, runtime.workers, about)
+    cache_latents(
+        lambda x: encode(autoencoder, runtime, x).moments(),
+        images, shape, folder, args.mirror, runtime.workers, about,
+    )  # fmt: skip
     return {split: LatentDataset(folder, split) for split in images}
 
 
-def show(args):
+def show(args: Namespace) -> None:
     """Generate pictures: sample latents, unwhiten them, decode."""
     pipeline, facts, _ = load(args, args.show)
-    make_pictures(pipeline, lambda: cached_means(args.show, facts))
+    seeds = range(args.seed, args.seed + args.num_images)
+    make_pictures(
+        pipeline, seeds, Path(args.out),
+        film=args.film,
+        interpolate=args.interpolate,
+        neighbours=cached_means(args.show, facts) if args.neighbours else None,
+    )  # fmt: skip
 
 
-def evaluate(args):
+def evaluate(args: Namespace) -> None:
     """Measure a denoiser's pictures against images that neither network was trained on."""
     pipeline, facts, trained_on = load(args, args.evaluate)
+
+    # What they are compared with: the test images, or the validation images where there are none.
     data = args.data or facts.get("data", trained_on["data"])
     root = options.data_root(args, {**trained_on, **facts})
     splits = open_images(data, root, tuple(facts["size"]))
-    check_channels(args.evaluate, pipeline.codec.autoencoder, splits["train"])
-    held_out = "test" if "test" in splits else "valid"
-    kind = {"test": "test", "valid": "validation"}[held_out]
+    codec = pipeline.codec
+    assert isinstance(codec, LatentCodec)
+    check_channels(args.evaluate, codec.autoencoder, splits["train"])
+    split, name = ("test", "test") if "test" in splits else ("valid", "validation")
     workers = pipeline.runtime.workers
-    test = dataset_images(f"{data}'s {kind} images", splits[held_out], workers)
-    train = dataset_images(f"{data}'s training images", splits["train"], workers)
     cached = (cache_folder(facts) / MANIFEST).is_file()  # else all but the nearest is measured
-    training_set = cached_means(args.evaluate, facts) if cached else None
-    spaces = autoencoder_spaces(pipeline.codec)
-    evaluate_denoiser(pipeline, test, train, spaces, training_set)
+    reference = Reference(
+        test=dataset_images(f"{data}'s {name} images", splits[split], workers),
+        train=dataset_images(f"{data}'s training images", splits["train"], workers),
+        spaces=autoencoder_spaces(codec),
+        training_set=cached_means(args.evaluate, facts) if cached else None,
+    )
+
+    # Measure, tell.
+    seeds, folder = range(args.seed, args.seed + args.num_images), Path(args.out)
+    record = evaluate_denoiser(pipeline, seeds, folder, reference, args.evaluate)
+    publish(folder, record)
 
 
-def load(args, path):
+def load(args: Namespace, path: str) -> tuple[Pipeline, dict[str, Any], dict[str, Any]]:
     """(Pipeline of a denoiser's checkpoint, its facts, its autoencoder's facts).
 
     The autoencoder is args.encoder, or is looked for. Raises UserError where it is not found, or
     is not the one that the denoiser was trained with.
     """
+    # The denoiser, and the autoencoder that belongs to it.
     model, scheduler, facts = load_denoiser(path, "latents")
     wanted = facts["autoencoder_id"]
     encoder = args.encoder or find_by_fingerprint("checkpoints/autoencoder", wanted)
@@ -158,13 +175,20 @@ def load(args, path):
     autoencoder, trained_on = load_model(encoder, "AutoencoderKL")
     if fingerprint(autoencoder) != wanted:
         raise UserError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
+
+    # Both, on the device.
     runtime = Runtime(args)
     model, autoencoder = runtime.place(model), runtime.place(autoencoder)
-    codec = LatentCodec(autoencoder, LatentStats(**facts["latent_stats"]), runtime)
-    return Pipeline(args, runtime, model, scheduler, facts["shape"], codec), facts, trained_on
+    settings = {"eta": args.eta, "sigma_scale": args.sigma_scale}
+    pipeline = Pipeline(
+        runtime, model, scheduler, tuple(facts["shape"]),
+        LatentCodec(autoencoder, LatentStats(**facts["latent_stats"]), runtime),
+        Sampling(args.sampler, args.sampling_steps, settings), args.batch,
+    )  # fmt: skip
+    return pipeline, facts, trained_on
 
 
-def cached_means(path, facts):
+def cached_means(path: str, facts: dict[str, Any]) -> TrainingSet:
     """The TrainingSet of a denoiser, from its cache; UserError where that is gone."""
     folder = cache_folder(facts)
     if not (folder / MANIFEST).is_file():
@@ -176,12 +200,12 @@ def cached_means(path, facts):
     return TrainingSet(latents.means, len(latents))
 
 
-def cache_folder(facts):
+def cache_folder(facts: dict[str, Any]) -> Path:
     """Where the latents that a denoiser was trained on are, or were."""
     return Path("encoded_img") / str(facts.get("cache"))
 
 
-def refusal(denoiser, wanted, encoder, got):
+def refusal(denoiser: str, wanted: str, encoder: str, got: str) -> str:
     """The sentence for a denoiser and an autoencoder that do not belong together."""
     return (
         f"{denoiser} was trained with autoencoder {wanted[:8]}, but {encoder} is {got[:8]}; "

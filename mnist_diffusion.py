@@ -11,15 +11,20 @@ if __name__ == "__main__":
     ARGS = options.parse_mnist()  # before torch is imported: --help answers at once
 
 import zlib
+from argparse import Namespace
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.images import to_pixels
 from data.mnist import mnist_images
 from generation.classifier import features, mnist_classifier
-from generation.evaluation import Space, evaluate_denoiser, tensor_images
-from generation.pipeline import Pipeline, load_denoiser, make_pictures
+from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
+from generation.image_sets import Space, tensor_images
+from generation.output import make_pictures
+from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
 from training import denoiser
 from training.checkpoint import fingerprint
@@ -68,34 +73,53 @@ def train(args):
     )  # fmt: skip
 
 
-def show(args):
+def show(args: Namespace) -> None:
     """Draw new digits with a trained denoiser."""
     pipeline, facts = load(args, args.show)
-    make_pictures(pipeline, lambda: digits(options.data_root(args, facts)))
+    seeds = range(args.seed, args.seed + args.num_images)
+    make_pictures(
+        pipeline, seeds, Path(args.out),
+        film=args.film,
+        interpolate=args.interpolate,
+        neighbours=digits(options.data_root(args, facts)) if args.neighbours else None,
+    )  # fmt: skip
 
 
-def evaluate(args):
+def evaluate(args: Namespace) -> None:
     """Measure a trained denoiser's digits against the test set."""
     pipeline, facts = load(args, args.evaluate)
+
+    # What they are compared with: MNIST, in the features of a classifier of it.
     root = options.data_root(args, facts)
     classifier = mnist_classifier(root)
     name = f"{classifier.config.features} features of a classifier of MNIST's digits"
     name += f" ({fingerprint(classifier)[:8]})"
-    spaces = [Space(name, lambda x: features(classifier, x))]
-    test = tensor_images("MNIST's test images", mnist_images(root, "test"))
-    train = tensor_images("MNIST's training images", mnist_images(root, "train"))
-    evaluate_denoiser(pipeline, test, train, spaces, digits(root))
+    reference = Reference(
+        test=tensor_images("MNIST's test images", mnist_images(root, "test")),
+        train=tensor_images("MNIST's training images", mnist_images(root, "train")),
+        spaces=[Space(name, lambda x: features(classifier, x))],
+        training_set=digits(root),
+    )
+
+    # Measure, tell.
+    seeds, folder = range(args.seed, args.seed + args.num_images), Path(args.out)
+    record = evaluate_denoiser(pipeline, seeds, folder, reference, args.evaluate)
+    publish(folder, record)
 
 
-def load(args, path):
+def load(args: Namespace, path: str) -> tuple[Pipeline, dict[str, Any]]:
     """(Pipeline of a denoiser's checkpoint, the checkpoint's facts)."""
     model, scheduler, facts = load_denoiser(path, "pixels")
     runtime = Runtime(args)
-    model = runtime.place(model)
-    return Pipeline(args, runtime, model, scheduler, facts["shape"], PixelCodec()), facts
+    settings = {"eta": args.eta, "sigma_scale": args.sigma_scale}
+    pipeline = Pipeline(
+        runtime, runtime.place(model), scheduler, tuple(facts["shape"]), PixelCodec(),
+        Sampling(args.sampler, args.sampling_steps, settings), args.batch,
+    )  # fmt: skip
+    return pipeline, facts
 
 
-def digits(root):
+def digits(root: str) -> TrainingSet:
     """The TrainingSet of the denoiser."""
     images = mnist_images(root, "train")
     return TrainingSet(lambda indices: to_pixels(images[list(indices)]), len(images))

@@ -11,6 +11,7 @@ if __name__ == "__main__":
     ARGS = options.parse_encoder()  # before torch is imported: --help answers at once
 
 import math
+from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 
@@ -19,8 +20,12 @@ import torch
 from common.files import make_folder, remove_leftovers
 from data.images import load_batches, open_images, to_pixels
 from data.order import ShuffledOrder
-from generation.evaluation import evaluate_autoencoder, reconstruct
-from generation.metrics import gradient_magnitude, psnr
+from generation.evaluation_autoencoder import (
+    draw_best_and_worst,
+    evaluate_autoencoder,
+    print_evaluation,
+)
+from generation.output import save_record
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.blocks import check_divides, norm_groups
 from models.discriminator import (
@@ -32,7 +37,9 @@ from models.discriminator import (
 )
 from training import figures
 from training.checkpoint import check_channels, load_model
+from training.codec import reconstruct
 from training.ema import EMA
+from training.fidelity import gradient_magnitude, psnr
 from training.optimizer import Optimizer, lr_factor
 from training.progress import read_metrics
 from training.run import Run, parameters, resume, same_data, tolerating_os_errors
@@ -153,16 +160,27 @@ def train(args):
                     draw_figures(run, valid, ema.model, disc)
 
 
-def evaluate(args):
+def evaluate(args: Namespace) -> None:
     """Measure an autoencoder's reconstructions of the validation images."""
+    # The autoencoder, and images that it was not trained on.
     model, facts = load_model(args.evaluate, "AutoencoderKL")
     runtime = Runtime(args)
+    model = runtime.place(model)
     data = args.data if "data" in args.given else facts["data"]
     images = open_images(data, options.data_root(args, facts), tuple(facts["size"]))["valid"]
     check_channels(args.evaluate, model, images)
-    what = f"{data}'s validation images, {'x'.join(map(str, facts['size']))}"
+
+    # Measure, tell, draw.
+    record, scores = evaluate_autoencoder(
+        model, runtime, images,
+        batch=args.batch,
+        checkpoint=args.evaluate,
+        what=f"{data}'s validation images, {'x'.join(map(str, facts['size']))}",
+    )  # fmt: skip
     fig = Path("fig/autoencoder")
-    evaluate_autoencoder(args, runtime.place(model), runtime, images, what, fig)
+    print_evaluation(record)
+    draw_best_and_worst(fig / "evaluation.png", model, runtime, images, scores)
+    save_record(fig / "evaluation.jsonl", record)
 
 
 def networks(args, image_channels):

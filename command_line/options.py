@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from common.choices import PICTURES, SAMPLERS
 from common.errors import UserError
 
 # images: shown in all, (on a CPU, on a GPU), which gives the default of --epochs for any data set.
@@ -47,10 +48,6 @@ NUM_IMAGES = {"evaluate": (2000, 2, math.inf), "film": (1, 1, 8),
               "interpolate": (9, 2, math.inf), "neighbours": (8, 1, 100)}  # fmt: skip
 FIGURES = {"film", "interpolate", "neighbours"}
 EVALUATED_STEPS = 50  # ddpm's, in --evaluate
-# Of each sampler: steps per picture (None: all T of the schedule), and the flags that it takes.
-SAMPLING = {
-    "ddpm": (None, ("sigma_scale",)), "ddim": (50, ("eta", "sigma_scale")), "dpm++": (20, ())
-}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -275,9 +272,9 @@ def _showing(parser, default, folder):
     text = (
         "ddpm: ancestral, adds noise at each step; ddim: adds --eta of it; dpm++: of second order"
     )
-    _choice(group, "--sampler", text, SAMPLING, "ddpm")
+    _choice(group, "--sampler", text, SAMPLERS, "ddpm")
     limits = "1 to the schedule's T, which is 1000"
-    otherwise = ", ".join(f"{steps or 'T'} for {name}" for name, (steps, _) in SAMPLING.items())
+    otherwise = ", ".join(f"{of.steps or 'T'} for {name}" for name, of in SAMPLERS.items())
     _flag(group, "--sampling-steps", "denoising steps", integer(1, 10**6), "N", limits=limits,
           otherwise=otherwise)  # fmt: skip
     text = "noise of --sampler ddim: 0 adds none, 1 as much as ddpm with skipped steps"
@@ -438,7 +435,7 @@ def _refuse(parser, unused, mode):
 
 def _finish_showing(parser, args, num_images, folder):
     """Check that the flags of --show go together, and fill in what depends on others."""
-    if "eta" in args.given and "eta" not in SAMPLING[args.sampler][1]:
+    if "eta" in args.given and "eta" not in SAMPLERS[args.sampler].settings:
         parser.error(f"--eta is for --sampler ddim, and does nothing in {args.sampler}")
     silent = {
         "dpm++": args.sampler == "dpm++",
@@ -464,7 +461,7 @@ def _finish_showing(parser, args, num_images, folder):
         if args.sampler == "ddpm":
             args.sampling_steps = args.sampling_steps or EVALUATED_STEPS
         args.out = args.out or f"{folder}/evaluation/{_named_by_settings(args)}"
-        if Path(args.out).suffix.lower() in (".png", ".jpg", ".jpeg"):
+        if Path(args.out).suffix.lower() in PICTURES:
             parser.error(f"--evaluate makes a folder of pictures, but --out is {args.out}")
     args.out = args.out or f"{folder}/{figure or 'generated'}.png"
     if figure and not args.out.lower().endswith(".png"):
@@ -473,9 +470,10 @@ def _finish_showing(parser, args, num_images, folder):
 
 def _named_by_settings(args):
     """A folder's name for the samples of --evaluate: the checkpoint's, and the sampler's flags."""
-    steps, flags = SAMPLING[args.sampler]
-    name = f"{Path(args.evaluate).stem}-{args.sampler}{args.sampling_steps or steps}"
-    return name + "".join(f"-{flag}{getattr(args, flag):g}" for flag in flags if flag in args.given)
+    choice = SAMPLERS[args.sampler]
+    name = f"{Path(args.evaluate).stem}-{args.sampler}{args.sampling_steps or choice.steps}"
+    typed = [flag for flag in choice.settings if flag in args.given]
+    return name + "".join(f"-{flag}{getattr(args, flag):g}" for flag in typed)
 
 
 def settings(args):

@@ -19,7 +19,7 @@ from training.codec import LatentCodec, PixelCodec
 from training.ema import EMA
 from training.optimizer import Optimizer, lr_factor
 from training.progress import read_metrics
-from training.run import Run, in_slices, parameters, tolerating_os_errors
+from training.run import Run, parameters, tolerating_os_errors
 
 NUM_BANDS = 10  # of t, in metrics and figures
 NUM_VALID = 256  # most validation images behind the validation loss; fewer are repeated
@@ -169,7 +169,7 @@ def draw_figures(run, scheduler, data, model, ema_model):
                 x0 = sample(
                     denoise, scheduler, draw, "ddpm", PREVIEW_STEPS, lambda *_: bar.update()
                 )
-            grids[name] = in_slices(data.codec.decode, x0)
+            grids[name] = data.codec.decode(x0)
     title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
     figures.side_by_side(run.fig / "samples.png", grids, title)
 
@@ -184,6 +184,6 @@ def predictions(path, scheduler, data, runtime, model):
     with runtime.autocast():
         x0_hat = scheduler.predict_x0(xt, epsilon(model, scheduler)(xt, t), t)
     rows = {"x0": x0, "xt": xt, "x0_hat": x0_hat}
-    rows = {name: in_slices(data.codec.decode, x) for name, x in rows.items()}
+    rows = {name: data.codec.decode(x) for name, x in rows.items()}
     captions = {"x0": [f"t = {step}" for step in t.tolist()]}
     figures.image_rows(path, rows, "Predictions of x0 from xt (averaged weights)", captions)

@@ -233,9 +233,3 @@ def tolerating_os_errors():
         yield
     except OSError as error:
         tqdm.write(f"figures not written: {first_line(error)}")
-
-
-@torch.no_grad()
-def in_slices(function, x, size=16):
-    """function(x) made slice by slice, so that memory does not grow with len(x)."""
-    return torch.cat([function(part) for part in x.split(size)])
