@@ -6,147 +6,202 @@ python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \
 python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors
 """
 
-from command_line import options
+from command_line import entry, parsers
 
 if __name__ == "__main__":
-    ARGS = options.parse_latent()  # before torch is imported: --help answers at once
+    ARGS = parsers.parse_latent()  # before torch is imported: --help answers at once
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
 from common.errors import UserError
 from data.images import open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
-from generation.evaluation import autoencoder_spaces, dataset_images, evaluate_denoiser
-from generation.pipeline import Pipeline, load_denoiser, make_pictures
+from data.order import ShuffledOrder
+from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
+from generation.image_sets import autoencoder_spaces, dataset_images
+from generation.output import make_pictures
+from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
-from models.blocks import check_divides
+from models.autoencoder import AutoencoderKL
+from models.blocks import SIZE_MULTIPLE, check_divides
+from models.scheduler import DDPMScheduler, SchedulerConfig
 from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
-from training.codec import LatentCodec
+from training.codec import LatentCodec, encode
 from training.progress import fact, file_size
-from training.run import resume, same_data
+from training.run import NUM_VALID, Run, check_same_data, find_state, total_steps
 from training.runtime import Runtime
 
 CHANNEL_MULT = 1, 2, 4  # of the widths, level by level
 
 
-def main(args):
+def main(args: Arguments) -> None:
     """Train, show or evaluate, as the arguments say."""
-    if args.train:
-        train(args)
-    elif args.show is not None:
-        show(args)
-    else:
-        evaluate(args)
+    {TRAIN: train, SHOW: show, EVALUATE: evaluate}[args.mode](args)
 
 
-def train(args):
+def train(args: Arguments) -> None:
     """Cache the latents if they are not there, then train the denoiser on them."""
-    args, state = resume(args, "denoiser")
+    state = find_state(args.resume, args.name, "denoiser")
+    args = args.resumed(state["settings"]) if state else args
     torch.manual_seed(args.seed)
-    runtime = Runtime(args)
+    runtime = Runtime(args.device, args.precision, args.workers)
 
     # Data: what the autoencoder was trained on, unless told otherwise; as whitened latents.
     autoencoder, trained_on = load_model(args.encoder, "AutoencoderKL")
-    args.autoencoder_id = fingerprint(autoencoder)
-    if state and state["settings"]["autoencoder_id"] != args.autoencoder_id:
-        wanted = state["settings"]["autoencoder_id"]
-        raise UserError(refusal(args.resume, wanted, args.encoder, args.autoencoder_id))
+    autoencoder_id = fingerprint(autoencoder)
+    if state and state["ids"]["autoencoder"] != autoencoder_id:
+        run_name, wanted = state["settings"]["name"], state["ids"]["autoencoder"]
+        raise UserError(refusal(f"the run {run_name}", wanted, args.encoder, autoencoder_id))
+    settings = {**args.settings(), **data_settings(args, trained_on)}
     autoencoder = runtime.place(autoencoder)
-    args.size = tuple(args.size or trained_on["size"])
-    check_divides(*args.size, 4 * autoencoder.stride)
-    latents = cached_latents(args, state, runtime, autoencoder, trained_on)
+    height, width = settings["size"]
+    check_divides(height, width, SIZE_MULTIPLE)
+    images = training_images(settings)
+    check_channels(args.encoder, autoencoder, images["train"])
+    ids = {"autoencoder": autoencoder_id}
+    ids["data"] = cache_id(autoencoder_id, images, args.mirror)
+    check_same_data(state, ids["data"])
+    latents = cached_latents(settings, ids, images, runtime, autoencoder)
+    data = denoiser_data(latents, runtime, autoencoder)
+
+    # The run: how long it is, and what its state keeps.
+    order = ShuffledOrder(data.num_train, args.batch, args.seed)
+    steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
+    run = Run("denoiser", args.name, steps, order, runtime, settings, ids, state)
+    runtime.decide_compile(args.compile, run.steps - run.start)
+
+    # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
+    model = denoiser.network(
+        autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout
+    )
+    scheduler = DDPMScheduler(SchedulerConfig(1000, args.schedule, args.prediction, clip_x0=False))
+    learner = denoiser.DenoiserLearner(
+        model, scheduler, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
+        t_density=args.t_density, min_snr=args.min_snr,
+    )  # fmt: skip
+
+    # Train; a checkpoint says what its user has to know.
+    facts = {key: settings[key] for key in ("data", "data_root", "size")}
+    facts |= {
+        "space": "latents",
+        "shape": list(data.valid.shape[1:]),
+        "scheduler": asdict(scheduler.config),
+        "latent_stats": asdict(latents["train"].stats),
+        "autoencoder_id": autoencoder_id,
+        "cache": ids["data"],
+    }
+    denoiser.train(run, learner, data, facts)
+
+
+def data_settings(args: Arguments, trained_on: dict[str, Any]) -> dict[str, Any]:
+    """Which images: as typed or as the run to resume has it, else the autoencoder's."""
+    if args.resume is not None:
+        return {"data": args.data, "data_root": args.data_root, "size": args.size}
+    return {
+        "data": args.data or trained_on["data"],
+        "data_root": args.typed("data_root", trained_on.get("data_root", args.data_root)),
+        "size": tuple(args.size or trained_on["size"]),
+    }
+
+
+def training_images(settings: dict[str, Any]) -> dict[str, Any]:
+    """The data sets of images whose latents are learnt, and which are looked at meanwhile."""
+    splits = open_images(settings["data"], settings["data_root"], settings["size"])
+    return {split: splits[split] for split in ("train", "valid")}
+
+
+def cached_latents(
+    settings: dict[str, Any], ids: dict[str, str], images: dict[str, Any], runtime: Runtime,
+    autoencoder: AutoencoderKL,
+) -> dict[str, LatentDataset]:  # fmt: skip
+    """{"train": .., "valid": ..} of the images, encoded now if they were not before."""
+    # What will be written, if it is not there.
+    folder, mirror = Path("encoded_img") / ids["data"], settings["mirror"]
+    size = settings["size"]
+    shape = (autoencoder.config.latent_channels, *(n // autoencoder.stride for n in size))
+    if not (folder / MANIFEST).is_file():
+        count = (1 + mirror) * len(images["train"]) + len(images["valid"])
+        what = f"encoding {count} images of {settings['data']} into {folder}: "
+        print(fact("latents", what + file_size(cache_bytes(images, shape, mirror))), flush=True)
+
+    # Encode; the manifest says of what this is the cache.
+    about = {"data": settings["data"], "size": size, "autoencoder": settings["encoder"]}
+    about["autoencoder_id"] = ids["autoencoder"]
+    cache_latents(
+        lambda x: encode(autoencoder, runtime, x).moments(),
+        images, shape, folder, mirror, runtime.workers, about,
+    )  # fmt: skip
+    return {split: LatentDataset(folder, split) for split in images}
+
+
+def denoiser_data(
+    latents: dict[str, LatentDataset], runtime: Runtime, autoencoder: AutoencoderKL
+) -> denoiser.DenoiserData:
+    """What the loop needs of the latents; the validation ones are drawn once."""
     held_out = latents["valid"] if len(latents["valid"]) else latents["train"]
-    valid = torch.arange(min(denoiser.NUM_VALID, len(held_out)))
+    valid = torch.arange(min(NUM_VALID, len(held_out)))
     generator = torch.Generator().manual_seed(0)
-    data = denoiser.DenoiserData(
+    return denoiser.DenoiserData(
         draw=lambda indices: runtime.send(latents["train"].draw(indices, runtime.device)),
         num_train=len(latents["train"]),
         valid=runtime.send(held_out.draw(valid, generator=generator)),
         codec=LatentCodec(autoencoder, latents["train"].stats, runtime),
     )
 
-    # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
-    channels = autoencoder.config.latent_channels
-    model, scheduler = denoiser.network_and_schedule(args, channels, CHANNEL_MULT, clip_x0=False)
-    facts = {
-        "space": "latents",
-        "shape": list(data.valid.shape[1:]),
-        "data": args.data,
-        "data_root": args.data_root,
-        "size": args.size,
-        "scheduler": asdict(scheduler.config),
-        "latent_stats": asdict(data.codec.stats),
-        "autoencoder_id": args.autoencoder_id,
-        "cache": args.data_id,
-    }
-    denoiser.train(
-        args, state, runtime=runtime, model=model, scheduler=scheduler, data=data, facts=facts,
-        kind="denoiser",
+
+def show(args: Arguments) -> None:
+    """Generate pictures: sample latents, unwhiten them, decode."""
+    pipeline, facts, _ = load(args, args.show)
+    seeds = range(args.seed, args.seed + args.num_images)
+    make_pictures(
+        pipeline, seeds, Path(args.out),
+        film=args.film,
+        interpolate=args.interpolate,
+        neighbours=cached_means(args.show, facts) if args.neighbours else None,
     )  # fmt: skip
 
 
-def cached_latents(args, state, runtime, autoencoder, trained_on):
-    """{"train": LatentDataset, "valid": ..} of the data, encoded now if they were not before."""
-    if state is None:  # a resumed run has its own
-        args.data = args.data or trained_on["data"]
-        args.data_root = options.data_root(args, trained_on)
-    splits = open_images(args.data, args.data_root, args.size)
-    images = {split: splits[split] for split in ("train", "valid")}
-    check_channels(args.encoder, autoencoder, images["train"])
-    same_data(args, state, cache_id(args.autoencoder_id, images, args.mirror))
-    folder = Path("encoded_img") / args.data_id
-    shape = (autoencoder.config.latent_channels, *(n // autoencoder.stride for n in args.size))
-    if not (folder / MANIFEST).is_file():
-        size = file_size(cache_bytes(images, shape, args.mirror))
-        count = (1 + args.mirror) * len(images["train"]) + len(images["valid"])
-        what = f"encoding {count} images of {args.data} into {folder}: {size}"
-        print(fact("latents", what), flush=True)
-
-    @torch.no_grad()
-    def encode(x):
-        with runtime.autocast():
-            return autoencoder.encode(runtime.send(x)).moments()
-
-    about = {"data": args.data, "size": args.size, "autoencoder": args.encoder}
-    about["autoencoder_id"] = args.autoencoder_id
-    cache_latents(encode, images, shape, folder, args.mirror, runtime.workers, about)
-    return {split: LatentDataset(folder, split) for split in images}
-
-
-def show(args):
-    """Generate pictures: sample latents, unwhiten them, decode."""
-    pipeline, facts, _ = load(args, args.show)
-    make_pictures(pipeline, lambda: cached_means(args.show, facts))
-
-
-def evaluate(args):
+def evaluate(args: Arguments) -> None:
     """Measure a denoiser's pictures against images that neither network was trained on."""
     pipeline, facts, trained_on = load(args, args.evaluate)
+
+    # What they are compared with: the test images, or the validation images where there are none.
     data = args.data or facts.get("data", trained_on["data"])
-    root = options.data_root(args, {**trained_on, **facts})
+    known = {"data_root": args.data_root, **trained_on, **facts}
+    root = args.typed("data_root", known["data_root"])
     splits = open_images(data, root, tuple(facts["size"]))
-    check_channels(args.evaluate, pipeline.codec.autoencoder, splits["train"])
-    held_out = "test" if "test" in splits else "valid"
-    kind = {"test": "test", "valid": "validation"}[held_out]
+    codec = pipeline.codec
+    assert isinstance(codec, LatentCodec)
+    check_channels(args.evaluate, codec.autoencoder, splits["train"])
+    split, name = ("test", "test") if "test" in splits else ("valid", "validation")
     workers = pipeline.runtime.workers
-    test = dataset_images(f"{data}'s {kind} images", splits[held_out], workers)
-    train = dataset_images(f"{data}'s training images", splits["train"], workers)
     cached = (cache_folder(facts) / MANIFEST).is_file()  # else all but the nearest is measured
-    training_set = cached_means(args.evaluate, facts) if cached else None
-    spaces = autoencoder_spaces(pipeline.codec)
-    evaluate_denoiser(pipeline, test, train, spaces, training_set)
+    reference = Reference(
+        test=dataset_images(f"{data}'s {name} images", splits[split], workers),
+        train=dataset_images(f"{data}'s training images", splits["train"], workers),
+        spaces=autoencoder_spaces(codec),
+        training_set=cached_means(args.evaluate, facts) if cached else None,
+    )
+
+    # Measure, tell.
+    seeds, folder = range(args.seed, args.seed + args.num_images), Path(args.out)
+    record = evaluate_denoiser(pipeline, seeds, folder, reference, args.evaluate)
+    publish(folder, record)
 
 
-def load(args, path):
+def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any], dict[str, Any]]:
     """(Pipeline of a denoiser's checkpoint, its facts, its autoencoder's facts).
 
     The autoencoder is args.encoder, or is looked for. Raises UserError where it is not found, or
     is not the one that the denoiser was trained with.
     """
+    # The denoiser, and the autoencoder that belongs to it.
     model, scheduler, facts = load_denoiser(path, "latents")
     wanted = facts["autoencoder_id"]
     encoder = args.encoder or find_by_fingerprint("checkpoints/autoencoder", wanted)
@@ -158,13 +213,20 @@ def load(args, path):
     autoencoder, trained_on = load_model(encoder, "AutoencoderKL")
     if fingerprint(autoencoder) != wanted:
         raise UserError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
-    runtime = Runtime(args)
+
+    # Both, on the device.
+    runtime = Runtime(args.device, args.precision, args.workers)
     model, autoencoder = runtime.place(model), runtime.place(autoencoder)
-    codec = LatentCodec(autoencoder, LatentStats(**facts["latent_stats"]), runtime)
-    return Pipeline(args, runtime, model, scheduler, facts["shape"], codec), facts, trained_on
+    settings = {"eta": args.eta, "sigma_scale": args.sigma_scale}
+    pipeline = Pipeline(
+        runtime, model, scheduler, tuple(facts["shape"]),
+        LatentCodec(autoencoder, LatentStats(**facts["latent_stats"]), runtime),
+        Sampling(args.sampler, args.sampling_steps, settings), args.batch,
+    )  # fmt: skip
+    return pipeline, facts, trained_on
 
 
-def cached_means(path, facts):
+def cached_means(path: str, facts: dict[str, Any]) -> TrainingSet:
     """The TrainingSet of a denoiser, from its cache; UserError where that is gone."""
     folder = cache_folder(facts)
     if not (folder / MANIFEST).is_file():
@@ -176,12 +238,12 @@ def cached_means(path, facts):
     return TrainingSet(latents.means, len(latents))
 
 
-def cache_folder(facts):
+def cache_folder(facts: dict[str, Any]) -> Path:
     """Where the latents that a denoiser was trained on are, or were."""
     return Path("encoded_img") / str(facts.get("cache"))
 
 
-def refusal(denoiser, wanted, encoder, got):
+def refusal(denoiser: str, wanted: str, encoder: str, got: str) -> str:
     """The sentence for a denoiser and an autoencoder that do not belong together."""
     return (
         f"{denoiser} was trained with autoencoder {wanted[:8]}, but {encoder} is {got[:8]}; "
@@ -190,4 +252,4 @@ def refusal(denoiser, wanted, encoder, got):
 
 
 if __name__ == "__main__":
-    options.run(main, ARGS)
+    entry.run(main, ARGS)

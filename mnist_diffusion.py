@@ -5,52 +5,56 @@ python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors
 python3 mnist_diffusion.py --evaluate checkpoints/mnist/XXX.safetensors
 """
 
-from command_line import options
+from command_line import entry, parsers
 
 if __name__ == "__main__":
-    ARGS = options.parse_mnist()  # before torch is imported: --help answers at once
+    ARGS = parsers.parse_mnist()  # before torch is imported: --help answers at once
 
 import zlib
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
 from data.images import to_pixels
 from data.mnist import mnist_images
+from data.order import ShuffledOrder
 from generation.classifier import features, mnist_classifier
-from generation.evaluation import Space, evaluate_denoiser, tensor_images
-from generation.pipeline import Pipeline, load_denoiser, make_pictures
+from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
+from generation.image_sets import Space, tensor_images
+from generation.output import make_pictures
+from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
+from models.scheduler import DDPMScheduler, SchedulerConfig
 from training import denoiser
 from training.checkpoint import fingerprint
 from training.codec import PixelCodec
-from training.run import resume, same_data
+from training.run import NUM_VALID, Run, check_same_data, find_state, total_steps
 from training.runtime import Runtime
 
 CHANNEL_MULT = 1, 2, 2  # of the widths, level by level
 
 
-def main(args):
+def main(args: Arguments) -> None:
     """Train, show or evaluate, as the arguments say."""
-    if args.train:
-        train(args)
-    elif args.show is not None:
-        show(args)
-    else:
-        evaluate(args)
+    {TRAIN: train, SHOW: show, EVALUATE: evaluate}[args.mode](args)
 
 
-def train(args):
+def train(args: Arguments) -> None:
     """Train the denoiser on the 60,000 digits, as pixels in [-1, 1]."""
-    args, state = resume(args, "mnist")
+    state = find_state(args.resume, args.name, "mnist")
+    args = args.resumed(state["settings"]) if state else args
     torch.manual_seed(args.seed)
-    runtime = Runtime(args)
+    runtime = Runtime(args.device, args.precision)
 
     # Data: all digits fit on any device as uint8.
     images = mnist_images(args.data_root, "train")
-    same_data(args, state, f"mnist {zlib.crc32(images.numpy()):08x}")
+    data_id = f"mnist {zlib.crc32(images.numpy()):08x}"
+    check_same_data(state, data_id)
     images = images.to(runtime.device)
-    valid = mnist_images(args.data_root, "test")[: denoiser.NUM_VALID]
+    valid = mnist_images(args.data_root, "test")[:NUM_VALID]
     data = denoiser.DenoiserData(
         draw=lambda indices: runtime.send(to_pixels(images[indices.to(runtime.device)])),
         num_train=len(images),
@@ -58,48 +62,79 @@ def train(args):
         codec=PixelCodec(),
     )
 
+    # The run: how long it is, and what its state keeps.
+    order = ShuffledOrder(len(images), args.batch, args.seed)
+    steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
+    ids = {"data": data_id}
+    run = Run("mnist", args.name, steps, order, runtime, args.settings(), ids, state)
+    runtime.decide_compile(args.compile, run.steps - run.start)
+
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
-    model, scheduler = denoiser.network_and_schedule(args, 1, CHANNEL_MULT, clip_x0=True)
+    model = denoiser.network(1, args.channels, CHANNEL_MULT, args.blocks, args.dropout)
+    scheduler = DDPMScheduler(SchedulerConfig(1000, args.schedule, args.prediction, clip_x0=True))
+    learner = denoiser.DenoiserLearner(
+        model, scheduler, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
+        t_density=args.t_density, min_snr=args.min_snr,
+    )  # fmt: skip
+
+    # Train; a checkpoint says what its user has to know.
     facts = {"space": "pixels", "shape": [1, 28, 28], "data": "mnist", "data_root": args.data_root}
     facts["scheduler"] = asdict(scheduler.config)
-    denoiser.train(
-        args, state, runtime=runtime, model=model, scheduler=scheduler, data=data, facts=facts,
-        kind="mnist",
+    denoiser.train(run, learner, data, facts)
+
+
+def show(args: Arguments) -> None:
+    """Draw new digits with a trained denoiser."""
+    pipeline, facts = load(args, args.show)
+    root = args.typed("data_root", facts.get("data_root", args.data_root))
+    seeds = range(args.seed, args.seed + args.num_images)
+    make_pictures(
+        pipeline, seeds, Path(args.out),
+        film=args.film,
+        interpolate=args.interpolate,
+        neighbours=digits(root) if args.neighbours else None,
     )  # fmt: skip
 
 
-def show(args):
-    """Draw new digits with a trained denoiser."""
-    pipeline, facts = load(args, args.show)
-    make_pictures(pipeline, lambda: digits(options.data_root(args, facts)))
-
-
-def evaluate(args):
+def evaluate(args: Arguments) -> None:
     """Measure a trained denoiser's digits against the test set."""
     pipeline, facts = load(args, args.evaluate)
-    root = options.data_root(args, facts)
+
+    # What they are compared with: MNIST, in the features of a classifier of it.
+    root = args.typed("data_root", facts.get("data_root", args.data_root))
     classifier = mnist_classifier(root)
     name = f"{classifier.config.features} features of a classifier of MNIST's digits"
     name += f" ({fingerprint(classifier)[:8]})"
-    spaces = [Space(name, lambda x: features(classifier, x))]
-    test = tensor_images("MNIST's test images", mnist_images(root, "test"))
-    train = tensor_images("MNIST's training images", mnist_images(root, "train"))
-    evaluate_denoiser(pipeline, test, train, spaces, digits(root))
+    reference = Reference(
+        test=tensor_images("MNIST's test images", mnist_images(root, "test")),
+        train=tensor_images("MNIST's training images", mnist_images(root, "train")),
+        spaces=[Space(name, lambda x: features(classifier, x))],
+        training_set=digits(root),
+    )
+
+    # Measure, tell.
+    seeds, folder = range(args.seed, args.seed + args.num_images), Path(args.out)
+    record = evaluate_denoiser(pipeline, seeds, folder, reference, args.evaluate)
+    publish(folder, record)
 
 
-def load(args, path):
+def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any]]:
     """(Pipeline of a denoiser's checkpoint, the checkpoint's facts)."""
     model, scheduler, facts = load_denoiser(path, "pixels")
-    runtime = Runtime(args)
-    model = runtime.place(model)
-    return Pipeline(args, runtime, model, scheduler, facts["shape"], PixelCodec()), facts
+    runtime = Runtime(args.device, args.precision)
+    settings = {"eta": args.eta, "sigma_scale": args.sigma_scale}
+    pipeline = Pipeline(
+        runtime, runtime.place(model), scheduler, tuple(facts["shape"]), PixelCodec(),
+        Sampling(args.sampler, args.sampling_steps, settings), args.batch,
+    )  # fmt: skip
+    return pipeline, facts
 
 
-def digits(root):
+def digits(root: str) -> TrainingSet:
     """The TrainingSet of the denoiser."""
     images = mnist_images(root, "train")
     return TrainingSet(lambda indices: to_pixels(images[list(indices)]), len(images))
 
 
 if __name__ == "__main__":
-    options.run(main, ARGS)
+    entry.run(main, ARGS)

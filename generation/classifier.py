@@ -18,7 +18,9 @@ EPOCHS, BATCH, LR, SHIFT, SEED = 4, 128, 4e-3, 2, 0  # SHIFT: of digits, in pixe
 AT_LEAST = 0.99  # share of the test set that it must get right
 
 
-def mnist_classifier(data_root, path="checkpoints/classifier/mnist.safetensors"):
+def mnist_classifier(
+    data_root: str | Path, path: str | Path = "checkpoints/classifier/mnist.safetensors"
+) -> Classifier:
     """The Classifier in eval mode on the CPU: read from path, or trained (about a minute) and kept.
 
     Always trained on the CPU in fp32 from one seed, so that distances of different machines are
@@ -41,19 +43,25 @@ def mnist_classifier(data_root, path="checkpoints/classifier/mnist.safetensors")
     return model
 
 
-def _train(images, labels):
+def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
     """A Classifier of images (N, 1, 28, 28) uint8, shifted at random, for labels (N,)."""
+    # The rate follows the project's schedule, warm-up and cosine.
     model = Classifier(CONFIG).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=1e-2)
     per_epoch = -(-len(images) // BATCH)
     with tqdm(total=EPOCHS * per_epoch, desc="classifier", unit="step") as bar:
         for step in range(EPOCHS * per_epoch):
+            # Every epoch has an order of its own.
             if step % per_epoch == 0:
                 order = torch.randperm(len(images)).split(BATCH)
+
+            # Digits at a place of their own, padded with the background.
             batch = order[step % per_epoch]
             x = F.pad(to_pixels(images[batch]), [SHIFT] * 4, value=-1.0)
             top, left = torch.randint(2 * SHIFT + 1, (2,)).tolist()
             x = x[..., top : top + images.shape[2], left : left + images.shape[3]]
+
+            # The step.
             loss = F.cross_entropy(model(x), labels[batch])
             optimizer.zero_grad()
             loss.backward()
@@ -65,13 +73,13 @@ def _train(images, labels):
 
 
 @torch.no_grad()
-def accuracy(model, images, labels):
+def accuracy(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of images (N, 1, 28, 28) uint8 whose class is found."""
     logits = [model(to_pixels(part)) for part in images.split(500)]
     return (torch.cat(logits).argmax(dim=1) == labels).double().mean().item()
 
 
 @torch.no_grad()
-def features(model, x):
+def features(model: Classifier, x: torch.Tensor) -> torch.Tensor:
     """(N, 128) features of x: (N, 1, 28, 28), rounded to 8 bits as the real digits are."""
     return torch.cat([model.features(to_pixels(to_uint8(part))) for part in x.split(500)])

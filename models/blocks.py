@@ -112,6 +112,9 @@ def check_widths(channels, groups, blocks):
         raise UserError(f"widths must be multiples of {groups} (groups of a norm), got {bad[0]}")
 
 
+SIZE_MULTIPLE = 16  # of images: the autoencoder's stride times that of the denoiser of its latents
+
+
 def check_divides(height, width, stride):
     """Raise UserError, naming the nearest sizes that work, unless stride divides both sides."""
     if height % stride or width % stride or min(height, width) < stride:

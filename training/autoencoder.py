@@ -4,6 +4,7 @@ B: batch, C, H, W: an image in [-1, 1], c, h, w: its latents.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,7 @@ class AutoencoderLearner:
 
 
 def adaptive_gan_loss(
-    discriminate: nn.Module, x: torch.Tensor, x_hat: torch.Tensor, runtime: Runtime,
+    discriminate: Callable, x: torch.Tensor, x_hat: torch.Tensor, runtime: Runtime,
     optimizer: Optimizer,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # fmt: skip
     """The generator's loss on detail, its gradient at x_hat scaled to at most the length of l2's.
@@ -132,7 +133,7 @@ def adaptive_gan_loss(
 
 
 def discriminate_both(
-    discriminate: nn.Module, x: torch.Tensor, x_hat: torch.Tensor, runtime: Runtime
+    discriminate: Callable, x: torch.Tensor, x_hat: torch.Tensor, runtime: Runtime
 ) -> tuple[torch.Tensor, ...]:
     """The discriminator's logits of originals and of the reconstructions' detail."""
     with runtime.autocast():
@@ -147,8 +148,7 @@ def train(run: Run, learner: AutoencoderLearner, images: dict, facts: dict, flip
     """
     # What is fixed for the whole run.
     announce(run, learner, images)
-    valid = fixed_images(images["valid"], NUM_VALID)
-    valid = fixed_images(images["train"], NUM_VALID) if valid is None else valid
+    valid = fixed_images(images)
     trained = {"encoder": learner.model.encoder, "decoder": learner.model.decoder}
     if learner.disc is not None:
         trained["disc"] = learner.disc
@@ -205,12 +205,15 @@ def random_flip(images: torch.Tensor) -> torch.Tensor:
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
-def fixed_images(dataset: Any, n: int) -> torch.Tensor | None:
-    """The readable ones of the first n images of a data set: (n, C, H, W) in [-1, 1]."""
-    indices = range(min(n, len(dataset)))
-    batches = [list(indices[i : i + 32]) for i in range(0, len(indices), 32)]
-    loaded = [images for images, _ in load_batches(dataset, batches, 0)]
-    return to_pixels(torch.cat(loaded)) if loaded else None
+def fixed_images(images: dict) -> torch.Tensor:
+    """The readable ones of the first NUM_VALID validation images, or training images where there
+    are none: (n, C, H, W) in [-1, 1]."""
+    loaded: list[torch.Tensor] = []
+    for dataset in (images["valid"], images["train"]):
+        indices = range(0 if loaded else min(NUM_VALID, len(dataset)))
+        batches = [list(indices[i : i + 32]) for i in range(0, len(indices), 32)]
+        loaded += [pixels for pixels, _ in load_batches(dataset, batches, 0)]
+    return to_pixels(torch.cat(loaded))
 
 
 def weight_norms(networks: dict[str, nn.Module]) -> dict[str, float]:
@@ -222,9 +225,7 @@ def weight_norms(networks: dict[str, nn.Module]) -> dict[str, float]:
     return {f"weights_{name}": norm(network) for name, network in networks.items()}
 
 
-def validate(
-    runtime: Runtime, valid: torch.Tensor, **models: AutoencoderKL
-) -> dict[str, float]:
+def validate(runtime: Runtime, valid: torch.Tensor, **models: AutoencoderKL) -> dict[str, float]:
     """PSNR of each model's reconstructions; the last one's gradient magnitude, as a share of the
     originals', and the KL of its latents, in nats."""
     metrics = {}

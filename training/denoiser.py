@@ -15,11 +15,11 @@ from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler
 from models.unet import UNet, UNetConfig
 from training import figures
-from training.codec import LatentCodec, PixelCodec
+from training.codec import Codec
 from training.ema import EMA
 from training.optimizer import Optimizer, lr_factor
 from training.records import read_metrics
-from training.run import NUM_VALID, Run, in_slices, parameters, tolerating_os_errors
+from training.run import NUM_VALID, Run, parameters, tolerating_os_errors
 from training.runtime import Runtime
 
 NUM_BANDS = 10  # of t, in metrics and figures
@@ -37,7 +37,7 @@ class DenoiserData:
     draw: Callable[[torch.Tensor], torch.Tensor]
     num_train: int
     valid: torch.Tensor
-    codec: PixelCodec | LatentCodec
+    codec: Codec
 
 
 def network(
@@ -145,9 +145,7 @@ def validate_both(learner: DenoiserLearner, data: DenoiserData) -> dict[str, flo
     }
 
 
-def validate(
-    model: UNet, scheduler: DDPMScheduler, data: DenoiserData, runtime: Runtime
-) -> float:
+def validate(model: UNet, scheduler: DDPMScheduler, data: DenoiserData, runtime: Runtime) -> float:
     """Mean loss on data.valid, with the same t (spread evenly) and noise at every call.
 
     Fewer than NUM_VALID images are taken several times, each at other t: so all t count alike.
@@ -189,7 +187,7 @@ def draw_figures(run: Run, learner: DenoiserLearner, data: DenoiserData) -> None
                 x0 = sample(
                     denoise, scheduler, draw, "ddpm", PREVIEW_STEPS, lambda *_: bar.update()
                 )
-            grids[name] = in_slices(data.codec.decode, x0)
+            grids[name] = data.codec.decode(x0)
     title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
     figures.side_by_side(run.fig / "samples.png", grids, title)
 
@@ -206,6 +204,6 @@ def predictions(
     with runtime.autocast():
         x0_hat = scheduler.predict_x0(xt, epsilon(model, scheduler)(xt, t), t)
     rows = {"x0": x0, "xt": xt, "x0_hat": x0_hat}
-    rows = {name: in_slices(data.codec.decode, x) for name, x in rows.items()}
+    rows = {name: data.codec.decode(x) for name, x in rows.items()}
     captions = {"x0": [f"t = {step}" for step in t.tolist()]}
     figures.image_rows(path, rows, "Predictions of x0 from xt (averaged weights)", captions)

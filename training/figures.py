@@ -6,6 +6,9 @@ Images come in as (B, C, H, W) in [-1, 1] and are clamped. Figures are finished 
 import math
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +21,15 @@ from torchvision.utils import make_grid
 from common.files import write_atomic
 from data.images import to_display, to_pixels, to_uint8
 
-PICTURES = (".png", ".jpg", ".jpeg")  # endings of single pictures and grids
 PIXELS = 1000  # least width of a grid: small pictures are enlarged for the eye
 
 
-def save_grid(path, x, columns=None):
+def save_grid(path: str | Path, x: torch.Tensor, columns: int | None = None) -> None:
     """A grid of pictures, enlarged smoothly by a whole number to about PIXELS: .png or .jpg."""
     save_image(path, _grid(x, columns or grid_columns(len(x)), PIXELS))
 
 
-def save_image(path, image, text=None):
+def save_image(path: str | Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
     """A PIL image to .png or .jpg, by the ending of path; text: {key: value}, kept in a PNG."""
     if not str(path).lower().endswith(".png"):
         write_atomic(path, lambda file: image.save(file, "JPEG", quality=92))
@@ -38,15 +40,19 @@ def save_image(path, image, text=None):
     write_atomic(path, lambda file: image.save(file, "PNG", pnginfo=info))
 
 
-def save_animation(path, frames, columns):
+def save_animation(path: str | Path, frames: Sequence[torch.Tensor], columns: int) -> None:
     """A GIF of grids: frames, a list of (B, C, H, W), in about 5 s, then the last for 2 s."""
     images = [_grid(x, columns, PIXELS / 4) for x in frames]
     durations = [round(5000 / len(images))] * (len(images) - 1) + [2000]  # milliseconds
-    more = {"append_images": images[1:], "duration": durations, "loop": 0, "save_all": True}
-    write_atomic(path, lambda file: images[0].save(file, "GIF", **more))
+
+    def write(file: Path) -> None:
+        first, *others = images
+        first.save(file, "GIF", append_images=others, duration=durations, loop=0, save_all=True)
+
+    write_atomic(path, write)
 
 
-def _grid(x, columns, width):
+def _grid(x: torch.Tensor, columns: int, width: float) -> Image.Image:
     """A PIL image of pictures (B, C, H, W), or uint8, enlarged by a whole number to about width."""
     x = (x if x.dtype == torch.uint8 else to_uint8(x)).cpu()
     factor = max(1, round(width / (min(columns, len(x)) * (x.shape[3] + 2) + 2)))
@@ -56,19 +62,19 @@ def _grid(x, columns, width):
     return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
-def single_image(x):
+def single_image(x: torch.Tensor) -> Image.Image:
     """x: (C, H, W) in [-1, 1] -> PIL image."""
     pixels = to_uint8(x).cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
 
 
-def grid_columns(n):
+def grid_columns(n: int) -> int:
     """Columns of a grid of n pictures, wider than high, with the fewest empty places."""
     root = math.ceil(math.sqrt(n))
     return min(range(root, 2 * root + 1), key=lambda c: (-n % c, c))
 
 
-def show_window(path):
+def show_window(path: str | Path) -> None:
     """Open the picture in a window where there is a display and a toolkit to open one with."""
     display = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
@@ -89,7 +95,12 @@ def show_window(path):
         print(f"no window: {error}")
 
 
-def image_rows(path, rows, title, captions=None):
+def image_rows(
+    path: str | Path,
+    rows: Mapping[str, torch.Tensor],
+    title: str,
+    captions: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Labelled rows of as many images each: {"label": (B, C, H, W)}.
 
     captions: {"label": [what stands above each image of that row]}, for any of the rows.
@@ -112,16 +123,26 @@ def image_rows(path, rows, title, captions=None):
     _save(fig, path)
 
 
-def confidences(path, title, x, x_hat, real, fake):
+def confidences(
+    path: str | Path,
+    title: str,
+    x: torch.Tensor,
+    x_hat: torch.Tensor,
+    real: torch.Tensor,
+    fake: torch.Tensor,
+) -> None:
     """The discriminator's belief "real" per patch: red is real, blue is made by the decoder.
 
     x, x_hat: (B, C, H, W); real, fake: logits (B, 1, h, w).
     """
+    # Rows of pictures, each with a row of maps below it.
     made = "reconstruction,\nwhose detail\nis judged"
     rows = [("original", x), ("belief", real), (made, x_hat), ("belief", fake)]
     n, aspect = len(x), x.shape[2] / x.shape[3]
     fig = Figure(figsize=(1.3 * n + 2, 1.3 * aspect * len(rows) + 0.8), layout="constrained")
     axes = fig.subplots(len(rows), n, squeeze=False)
+
+    # A map's mean belief stands above it.
     for row, (label, images) in zip(axes, rows, strict=True):
         for ax, image in zip(row, images.cpu().float(), strict=True):
             if label == "belief":
@@ -131,12 +152,18 @@ def confidences(path, title, x, x_hat, real, fake):
                 ax.imshow(to_display(image).permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+
+    # One scale for all maps.
     fig.colorbar(shown, ax=axes, shrink=0.6, label="probability of real (sigmoid of the logit)")
     fig.suptitle(title)
     _save(fig, path)
 
 
-def curves(path, records, panels):
+def curves(
+    path: str | Path,
+    records: Sequence[Mapping[str, Any]],
+    panels: Mapping[str, Sequence[str]],
+) -> None:
     """A panel per {"title": [keys]} over steps; a key that is missing from a record is skipped."""
     rows, columns = math.ceil(len(panels) / 3), min(3, len(panels))
     fig = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
@@ -159,7 +186,7 @@ def curves(path, records, panels):
     _save(fig, path)
 
 
-def latent_statistics(path, mean, logvar):
+def latent_statistics(path: str | Path, mean: torch.Tensor, logvar: torch.Tensor) -> None:
     """Histogram of each latent channel's means, with its posterior's width; (B, c, h, w) each."""
     fig = Figure(figsize=(4 * mean.shape[1], 3.2), layout="constrained")
     axes = fig.subplots(1, mean.shape[1], squeeze=False)[0]
@@ -175,8 +202,9 @@ def latent_statistics(path, mean, logvar):
     _save(fig, path)
 
 
-def bands(path, records, num_steps):
+def bands(path: str | Path, records: Sequence[Mapping[str, Any]], num_steps: int) -> None:
     """Loss per tenth of t: over the training, and now. records have band_loss: 10 or fewer."""
+    # values: (records, bands).
     records = [r for r in records if r.get("band_loss")]
     if not records:
         return
@@ -184,14 +212,18 @@ def bands(path, records, num_steps):
     steps = [r["step"] for r in records]
     edges = np.linspace(0, num_steps, values.shape[1] + 1).astype(int)
     labels = [f"{a} to {b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+    # On the left, each band over the steps.
     fig = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = fig.subplots(1, 2)
-    colors = _spread(len(labels))
+    colors = _shades(len(labels))
     for column, label, color in zip(values.T, labels, colors, strict=True):
         left.plot(steps, column, label=label, color=color)
     left.set(title="Loss per band of t", xlabel="step", ylabel="squared error of eps_hat")
     left.set_yscale("log")
     left.legend(title="t", fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+
+    # On the right, their means over the last twentieth of the run.
     recent = np.ma.masked_invalid(values[-max(1, len(values) // 20) :])  # a band may be empty
     latest = recent.mean(axis=0).filled(np.nan)
     right.bar(labels, latest, color=colors)
@@ -202,7 +234,9 @@ def bands(path, records, num_steps):
     _save(fig, path)
 
 
-def trade(path, spaces):
+def trade(
+    path: str | Path, spaces: Mapping[str, Sequence[tuple[str, float, float, float]]]
+) -> None:
     """Precision over recall, a panel per space: {space: [(label, precision, recall, distance)]}.
 
     What is labelled "floor" are real images.
@@ -223,7 +257,7 @@ def trade(path, spaces):
     _save(fig, path)
 
 
-def side_by_side(path, grids, title):
+def side_by_side(path: str | Path, grids: Mapping[str, torch.Tensor], title: str) -> None:
     """Labelled grids of samples beside each other: {"label": (B, C, H, W)}."""
     fig = Figure(figsize=(5 * len(grids), 5.2), layout="constrained")
     for ax, (label, x) in zip(fig.subplots(1, len(grids), squeeze=False)[0], grids.items(),
@@ -235,12 +269,12 @@ def side_by_side(path, grids, title):
     _save(fig, path)
 
 
-def _spread(n):
-    """n colors from dark to light."""
+def _shades(n: int) -> np.ndarray:
+    """n colors from dark to light: (n, 4)."""
     from matplotlib import colormaps
 
     return colormaps["viridis"](torch.linspace(0, 0.92, n).numpy())
 
 
-def _save(fig, path):
+def _save(fig: Figure, path: str | Path) -> None:
     write_atomic(path, lambda file: fig.savefig(file, format="png", dpi=110, bbox_inches="tight"))

@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_shape = {}  # matrices of one shape are orthogonalised together
+            by_shape: dict = {}  # matrices of one shape are orthogonalised together
             for weight in group["params"]:
                 if weight.grad is not None:
                     shape = weight.flatten(1).shape
@@ -40,6 +40,7 @@ class Muon(torch.optim.Optimizer):
                     weight.sub_(size * step.view(weight.shape))
 
     def _momentum(self, weight: torch.Tensor, group: dict) -> torch.Tensor:
+        assert weight.grad is not None
         """The running mean of the gradients, brought up to date and looked ahead by a step."""
         state = self.state[weight]
         if not state:

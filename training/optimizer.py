@@ -42,7 +42,8 @@ class Optimizer:
         self.lr = lr
 
         # Who takes which weights.
-        inner, others = [], []
+        inner: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for key, parameter in model.named_parameters():
             muon = name == "muon" and _is_inner(key, parameter)
             (inner if muon else others).append(parameter)

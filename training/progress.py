@@ -68,7 +68,13 @@ class Progress:
             raise UserError(f"{lost[0]} is not finite at step {self.done}: {NOT_FINITE_ADVICE}")
         now = time.monotonic()
         speed, self._count, self._last = self._count * self.batch / (now - self._last), 0, now
-        record = {"run": self.name, "step": self.done, **means, **others, "images_per_second": speed}
+        record = {
+            "run": self.name,
+            "step": self.done,
+            **means,
+            **others,
+            "images_per_second": speed,
+        }
         append_record(self.path, record)
         losses = {k: f"{v:.3g}" for k, v in record.items() if k.startswith(("loss", "valid_ema"))}
         self._bar.set_postfix(**losses, images_s=f"{speed:.0f}", refresh=False)

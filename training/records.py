@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def read_records(path: Path) -> list[dict]:
     return [record for record in map(_parse, lines) if record]
 
 
-def append_record(path: Path, record: dict) -> None:
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Add a line to a file of JSON lines. A number that is not finite (fp16: the gradient's norm in
     a step that is skipped) becomes null: JSON has no other word for it."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +30,7 @@ def append_record(path: Path, record: dict) -> None:
 
 
 def _finite(tree: Any) -> Any:
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return {key: _finite(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [_finite(value) for value in tree]

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -61,8 +60,8 @@ def check_same_data(state: dict | None, data_id: str) -> None:
     """Raise UserError when a resumed run was begun on other data."""
     if state and state["ids"]["data"] != data_id:
         raise UserError(
-            f"--resume: the images are not those that the run {state['settings']['name']} was begun "
-            "with; start a new run"
+            f"--resume: the images are not those that the run {state['settings']['name']} was "
+            "begun with; start a new run"
         )
 
 
@@ -258,9 +257,3 @@ def tolerating_os_errors() -> Iterator[None]:
         yield
     except OSError as error:
         tqdm.write(f"figures not written: {first_line(error)}")
-
-
-@torch.no_grad()
-def in_slices(function, x, size=16):
-    """function(x) made slice by slice, so that memory does not grow with len(x)."""
-    return torch.cat([function(part) for part in x.split(size)])

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -65,9 +66,9 @@ class Runtime:
 
     def place(self, model: Module) -> Module:
         """The model on the device, its weights in the device's favourite order."""
-        return model.to(self.device, memory_format=self.memory_format)
+        return model.to(self.device).to(memory_format=self.memory_format)
 
-    def compiled(self, model: Module) -> Module:
+    def compiled(self, model: torch.nn.Module) -> Callable:
         """The model, or a compiled view of it with the same weights."""
         return torch.compile(model) if self.compile else model
 

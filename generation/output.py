@@ -1,0 +1,136 @@
+"""What is put on the disk: pictures in a grid, in a folder that is gone on with, or in a figure;
+records."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from common.choices import PICTURES
+from common.errors import UserError
+from common.files import make_folder
+from data.images import DAMAGED, to_uint8
+from generation import seeing
+from generation.pipeline import Pipeline
+from generation.seeing import TrainingSet
+from training import figures
+from training.checkpoint import fingerprint
+from training.records import append_record
+
+
+def make_pictures(
+    pipeline: Pipeline,
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    film: bool = False,
+    interpolate: tuple[int, int] | None = None,
+    neighbours: TrainingSet | None = None,
+) -> None:
+    """A picture of each seed: in a grid where out ends in one of PICTURES, else in a folder.
+
+    At most one of these makes a figure instead: film, how they come out of noise; interpolate,
+    two other seeds, a path of as many pictures from one to the other; neighbours, each above the
+    training images nearest to it. Raises UserError when out cannot be written to, or the steps are
+    not in 1 .. T, before anything is made.
+    """
+    # Say what will be made, when it can be.
+    check_out(pipeline, out)
+    print(f"{pipeline.label}, on {pipeline.runtime}", flush=True)
+    began = time.monotonic()
+
+    # Make it.
+    if film:
+        seeing.film(pipeline, seeds, out)
+    elif interpolate is not None:
+        seeing.interpolation(pipeline, *interpolate, len(seeds), out)
+    elif neighbours is not None:
+        seeing.neighbours(pipeline, seeds, neighbours, out)
+    elif _is_grid(out):
+        grid = [to_uint8(images) for _, images, _ in pipeline.batches(seeds)]
+        figures.save_grid(out, torch.cat(grid))
+    else:
+        fill_folder(pipeline, seeds, out)
+
+    # Say where it is, and show it where that is possible.
+    print(f"saved {out} in {time.monotonic() - began:.1f} s")
+    if _is_grid(out):
+        figures.show_window(out)
+
+
+def check_out(pipeline: Pipeline, out: Path) -> None:
+    """Make the folder that out needs; UserError where it cannot be made or written to, or where
+    the pipeline's steps are not in 1 .. T."""
+    pipeline.scheduler.timesteps(pipeline.steps)
+    as_grid = _is_grid(out)
+    if not as_grid and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
+    if as_grid and out.is_dir():
+        raise UserError(f"--out {out} is a folder; for single pictures name it without an ending")
+    folder = out.parent if as_grid else out
+    try:
+        make_folder(folder)
+    except UserError as error:
+        raise UserError(f"--out {out}: {error}") from None
+
+
+def _is_grid(out: Path) -> bool:
+    return out.suffix.lower() in PICTURES
+
+
+def picture_path(folder: Path, seed: int) -> Path:
+    """Where fill_folder puts the picture of a seed."""
+    return folder / f"seed{seed:06d}.png"
+
+
+def fill_folder(pipeline: Pipeline, seeds: Sequence[int], folder: Path) -> None:
+    """seedNNNNNN.png for each seed, its settings in its text; those that are there are kept.
+
+    Raises UserError when a picture that is there was made with other settings.
+    """
+    # What each picture says of its making; those that are there must say the same.
+    made = {
+        "denoiser": fingerprint(pipeline.model)[:16],
+        "sampler": pipeline.sampling.sampler,
+        "sampling_steps": pipeline.steps,
+        **pipeline.sampling.used,
+        "precision": pipeline.runtime.precision,
+    }
+    text = {key: str(value) for key, value in made.items()}
+    there = set(folder.glob("seed*.png"))
+    for path in sorted(there):
+        _check_made_alike(path, text)
+
+    # Only what is missing is made; a picture is there as a whole or not at all.
+    paths = {seed: picture_path(folder, seed) for seed in seeds}
+    missing = [seed for seed, path in paths.items() if path not in there]
+    if len(missing) < len(paths):
+        print(f"{len(paths) - len(missing)} of {len(paths)} pictures are there already")
+    for batch, images, _ in pipeline.batches(missing):
+        for seed, image in zip(batch, images, strict=True):
+            figures.save_image(paths[seed], figures.single_image(image), text | {"seed": str(seed)})
+
+
+def _check_made_alike(path: Path, text: dict[str, str]) -> None:
+    """Raise UserError unless the PNG's text says that it was made with these settings."""
+    try:
+        with Image.open(path) as image:
+            found = image.info  # the pixels are not decoded
+    except DAMAGED:
+        found = {}
+    for key, value in text.items():
+        if key not in found:
+            raise UserError(f"{path} does not say how it was made; choose another --out")
+        if found[key] != value:
+            raise UserError(
+                f"{path} was made with {key} {found[key]}, not {value}; choose another --out"
+            )
+
+
+def save_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a record to a file of JSON lines, and say so."""
+    append_record(path, record)
+    print(f"\nadded to {path}")
