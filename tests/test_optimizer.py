@@ -1,0 +1,96 @@
+"""The step of one network: rates, clipping, scaled losses, who takes which weights."""
+
+import math
+
+import pytest
+import torch
+from helpers import cpu, small_unet
+from torch import nn
+
+from common.errors import UserError
+from models.autoencoder import AutoencoderConfig, AutoencoderKL
+from training.optimizer import MAX_GRADIENT, Optimizer, lr_factor
+
+
+def test_rate_warms_up_then_falls():
+    rates = [lr_factor(step, 1000) for step in range(1000)]
+    top = rates.index(max(rates))
+    assert max(rates) == 1 and 45 <= top <= 55
+    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[0] > 0 and rates[-1] == pytest.approx(0.01, abs=1e-4)
+    assert all(0 < lr_factor(step, steps) <= 1 for steps in (1, 2, 7) for step in range(steps))
+
+
+def test_gradient_is_clipped_and_its_norm_reported():
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = Optimizer(model, "adamw", 0.1, (0.9, 0.99), cpu())
+    before = model.weight.item()
+    norm = optimizer.step(1000 * model.weight.sum(), rate=0.5)
+    assert norm.item() == pytest.approx(1000)
+    assert before - model.weight.item() == pytest.approx(0.05, rel=0.01)  # lr * rate, Adam's unit
+    assert model.weight.grad is None
+    mean = optimizer.optimizers["adamw"].state[model.weight]["exp_avg"].item()
+    assert mean == pytest.approx((1 - 0.9) * MAX_GRADIENT, rel=1e-3)  # of the clipped gradient
+
+
+def test_fp16_scales_the_loss_and_keeps_its_scale():
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = Optimizer(model, "adamw", 0.1, (0.9, 0.99), cpu("fp16"))
+    assert optimizer.scaler.get_scale() > 1
+    before = model.weight.item()
+    norm = optimizer.step(2 * model.weight.sum(), rate=1.0)
+    assert norm.item() == pytest.approx(2)  # of the unscaled gradient
+    assert before - model.weight.item() == pytest.approx(0.1, rel=0.01)
+    other = Optimizer(model, "adamw", 0.1, (0.9, 0.99), cpu("fp16"))
+    saved = optimizer.state_dict()
+    saved["scaler"]["scale"] = 1024.0
+    other.load_state_dict(saved)
+    assert other.scaler.get_scale() == 1024
+
+
+@pytest.mark.parametrize("latent_channels", [3, 8])
+def test_inner_matrices_are_muons_and_all_else_is_adamws(latent_channels):
+    outer = ["encoder.conv_in", "encoder.conv_out", "quant_conv"]
+    outer += ["post_quant_conv", "decoder.conv_in", "decoder.conv_out"]
+    config = AutoencoderConfig(3, latent_channels, (8, 16, 16), 1, 8)
+    for model, outer_layers in (
+        (small_unet(latent_channels), ["conv_in", "conv_out"]), (AutoencoderKL(config), outer)
+    ):  # fmt: skip
+        named = {parameter: name for name, parameter in model.named_parameters()}
+        parts = Optimizer(model, "muon", 1e-3, (0.9, 0.99), cpu()).optimizers
+        names = {k: [named[w] for w in o.param_groups[0]["params"]] for k, o in parts.items()}
+        assert sorted(names["muon"] + names["adamw"]) == sorted(named.values())
+        matrices = {name for weight, name in named.items() if weight.ndim > 1}
+        assert set(names["muon"]) == matrices - {f"{layer}.weight" for layer in outer_layers}
+        alone = Optimizer(model, "adamw", 1e-3, (0.9, 0.99), cpu()).optimizers
+        assert list(alone) == ["adamw"]
+        assert len(alone["adamw"].param_groups[0]["params"]) == len(named)
+    with pytest.raises(UserError, match="muon or adamw, not Muon"):
+        Optimizer(model, "Muon", 1e-3, (0.9, 0.99), cpu())
+
+
+def test_the_size_of_the_state_is_known_before_the_first_step():
+    model = small_unet()
+    optimizer = Optimizer(model, "muon", 1e-3, (0.9, 0.99), cpu())
+    expected = optimizer.state_bytes()
+    optimizer.step(model(torch.randn(2, 1, 8, 8), torch.tensor([3, 5])).square().sum(), 1.0)
+    states = [s for o in optimizer.optimizers.values() for s in o.state.values()]
+    kept = sum(4 * v.numel() for s in states for v in s.values() if v.ndim)
+    assert kept == expected
+
+
+def test_an_infinite_gradient_moves_no_weight_in_fp16():
+    """Neither optimizer steps when only one of them has an infinite gradient."""
+    for infinite in ("bias", "weight"):
+        model = nn.Linear(8, 8)
+        optimizer = Optimizer(model, "muon", 0.1, (0.9, 0.99), cpu("fp16"))
+        scale = optimizer.scaler.get_scale()
+        before = [p.detach().clone() for p in model.parameters()]
+        loss = sum(
+            (p * (math.inf if n == infinite else 1)).sum() for n, p in model.named_parameters()
+        )
+        assert not optimizer.step(loss, 1.0).isfinite()
+        assert all(map(torch.equal, before, model.parameters()))
+        assert optimizer.scaler.get_scale() < scale
+        assert optimizer.step(sum(p.sum() for p in model.parameters()), 1.0).isfinite()
+        assert not any(map(torch.equal, before, model.parameters()))
