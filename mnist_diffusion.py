@@ -15,8 +15,8 @@ from dataclasses import asdict
 
 import torch
 
-from data.images import to_pixels
 from data.mnist import mnist_images
+from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
 from generation.evaluation import Space, evaluate_denoiser, tensor_images
 from generation.pipeline import Pipeline, load_denoiser, make_pictures

@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 
 from common.files import make_folder, remove_leftovers
-from data.images import load_batches, open_images, to_pixels
+from data.batches import load_batches
+from data.images import open_images
 from data.order import ShuffledOrder
+from data.pixels import to_pixels
 from generation.evaluation import evaluate_autoencoder, reconstruct
 from generation.metrics import gradient_magnitude, psnr
 from models.autoencoder import AutoencoderConfig, AutoencoderKL

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import make_folder, remove_leftovers, write_atomic
-from data.images import load_batches, to_pixels
+from data.batches import load_batches
+from data.pixels import to_pixels
 
 SHARD = 4096  # images per shard: an interrupted caching loses at most one
 BATCH = 64  # images per call of encode

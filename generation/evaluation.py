@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.errors import UserError
-from data.images import load_batches, to_pixels, to_uint8
+from data.batches import load_batches
+from data.pixels import to_pixels, to_uint8
 from generation.metrics import frechet_distance, gradient_magnitude, precision_recall, psnr, ssim
 from generation.pipeline import check_out, fill_folder
 from generation.seeing import nearest

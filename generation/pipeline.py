@@ -14,7 +14,8 @@ from tqdm import tqdm
 from command_line.options import SAMPLING
 from common.errors import UserError
 from common.files import make_folder
-from data.images import DAMAGED, to_uint8
+from data.damage import DAMAGED
+from data.pixels import to_uint8
 from generation import seeing
 from models.diffusion import epsilon
 from models.samplers import picture_noise, sample
