@@ -3,6 +3,7 @@
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 
 from PIL import Image
 from tqdm import tqdm
@@ -17,7 +18,7 @@ DAMAGED = (
 )  # fmt: skip
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """Why a file cannot be read, in a few words."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or damaged"
@@ -25,12 +26,14 @@ def reason(error):
 
 
 class BadFiles:
-    """Reports unreadable files by name; more than 10 of them and more than 1 % stop the run."""
+    """Reports unreadable files by name, each once; too many of them stop the run: more than 10 and
+    above 1 % of all `total` files. names: of those reported."""
 
-    def __init__(self, total):
-        self.total, self.names = total, set()
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.names: set[str] = set()
 
-    def add(self, reasons):
+    def add(self, reasons: Mapping[str, str]) -> None:
         """reasons: {name: why it cannot be read}. Raises UserError when there are too many, or
         when nothing is left."""
         for name in sorted(set(reasons) - self.names):

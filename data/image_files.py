@@ -1,4 +1,4 @@
-"""The pictures that a folder or a zip holds: listed and opened here, decoded elsewhere."""
+"""The pictures that a folder or a zip holds: listed and opened, not decoded."""
 
 import io
 import os
@@ -11,23 +11,30 @@ from PIL import Image
 
 from common.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}  # of the files that are read, in lower case
 
 
 class ImageFiles:
     """The images in a folder or zip: sorted names, a size or CRC of each, their bytes.
 
-    left_out: how many other files there are, by their names' endings. The zip is opened anew in
-    every process: forked workers that shared one handle would move each other's position in it.
+    stamps: {name: its size in bytes, or its CRC}, in the names' order. left_out: how many other
+    files there are, by their names' endings. Hidden files are in neither. Raises UserError where
+    path is a file but no zip. The zip is opened anew in every process: forked workers that shared
+    one handle would move each other's position in it.
     """
 
-    def __init__(self, path):
-        self.path, self.is_zip, self._zip = Path(path), Path(path).is_file(), (None, None)
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.is_zip = self.path.is_file()
+        self._zips: dict[int, zipfile.ZipFile] = {}  # by process, only this one's
         try:
             found = self._list_zip() if self.is_zip else self._list_folder()
         except (zipfile.BadZipFile, EOFError) as error:
             raise UserError(f"{path} is not a readable zip file ({error})") from None
-        self.stamps, self.left_out = {}, Counter()
+
+        # Hidden files are not the user's pictures; others are read or counted, by their endings.
+        self.stamps: dict[str, int] = {}
+        self.left_out: Counter[str] = Counter()
         for name, stamp in sorted(found, key=lambda item: item[0]):
             suffix = Path(name).suffix.lower()
             if any(part.startswith((".", "__MACOSX")) for part in Path(name).parts):
@@ -37,13 +44,14 @@ class ImageFiles:
             else:
                 self.left_out[suffix] += 1
 
-    def _list_zip(self):
+    def _list_zip(self) -> list[tuple[str, int]]:
         with zipfile.ZipFile(self.path) as file:
             return [(i.filename, i.CRC) for i in file.infolist() if not i.is_dir()]
 
-    def _list_folder(self):
+    def _list_folder(self) -> list[tuple[str, int]]:
         """Links are followed too, but no folder is entered twice: they may form a ring."""
-        found, seen = [], {os.path.realpath(self.path)}
+        found: list[tuple[str, int]] = []
+        seen = {os.path.realpath(self.path)}
         for place, folders, names in os.walk(self.path, followlinks=True):
             folders.sort()
             for folder in list(folders):
@@ -55,19 +63,20 @@ class ImageFiles:
             found += [(p.relative_to(self.path).as_posix(), _stamp(p)) for p in paths]
         return found
 
-    def __getstate__(self):
-        return {**self.__dict__, "_zip": (None, None)}
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_zips": {}}
 
-    def open(self, name):
-        """The PIL image of that name, its pixels not yet decoded."""
+    def open(self, name: str) -> Image.Image:
+        """The PIL image of that name, its pixels not yet decoded; what it raises is in DAMAGED."""
         if not self.is_zip:
             return Image.open(self.path / name)
-        if self._zip[0] != os.getpid():
-            self._zip = (os.getpid(), zipfile.ZipFile(self.path))
-        return Image.open(io.BytesIO(self._zip[1].read(name)))
+        process = os.getpid()
+        if process not in self._zips:
+            self._zips = {process: zipfile.ZipFile(self.path)}
+        return Image.open(io.BytesIO(self._zips[process].read(name)))
 
 
-def _stamp(path):
+def _stamp(path: Path) -> int:
     """What changes with an image's content, found without reading it: its size. BMPs of one shape
     have all the same size, so of a BMP it is the CRC."""
     if path.suffix.lower() == ".bmp" and os.access(path, os.R_OK):
