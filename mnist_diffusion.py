@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
-from data.images import to_pixels
 from data.mnist import mnist_images
 from data.order import ShuffledOrder
+from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.image_sets import Space, tensor_images

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from benchmarks import steps
 from benchmarks.report import ROOT, Report, alternate, installed
 from command_line import options
-from data.images import to_pixels
 from data.mnist import mnist_images
 from data.order import ShuffledOrder
+from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
 from generation.metrics import frechet_distance
 from generation.pipeline import load_denoiser

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.errors import UserError
-from data.images import to_pixels, to_uint8
 from data.mnist import mnist_images, mnist_labels
+from data.pixels import to_pixels, to_uint8
 from models.classifier import Classifier, ClassifierConfig
 from training.checkpoint import load_model, save_model
 from training.optimizer import lr_factor

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data.images import to_pixels, to_uint8
+from data.pixels import to_pixels, to_uint8
 from generation.image_sets import (
     Description,
     RealImages,

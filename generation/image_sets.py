@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.errors import UserError
-from data.images import load_batches, to_pixels
+from data.batches import load_batches
+from data.pixels import to_pixels
 from generation.metrics import frechet_distance, precision_recall
 from generation.seeing import TrainingSet, nearest
 from training.checkpoint import fingerprint

@@ -23,8 +23,8 @@ import latent_diffusion
 import mnist_diffusion
 import train_encoder
 from command_line import options
-from data.images import to_pixels, to_uint8
 from data.latents import LatentStats
+from data.pixels import to_pixels, to_uint8
 from generation import evaluation as evaluate
 from generation.metrics import gradient_magnitude, ssim
 from generation.pipeline import Pipeline

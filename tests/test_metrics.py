@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import REAL_DATA
 
-from data.images import to_pixels
 from data.mnist import mnist_images, mnist_labels
+from data.pixels import to_pixels
 from generation import classifier, metrics
 
 

@@ -14,9 +14,10 @@ import mnist_diffusion
 import train_encoder
 from command_line import options
 from data import images
-from data.images import open_images, to_pixels
+from data.images import open_images
 from data.latents import LatentDataset
 from data.mnist import mnist_images
+from data.pixels import to_pixels
 from models.discriminator import (
     DiscriminatorConfig,
     PatchDiscriminator,

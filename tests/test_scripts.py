@@ -28,7 +28,7 @@ from helpers import (
 from PIL import Image
 
 from command_line import options
-from data.images import to_uint8
+from data.pixels import to_uint8
 from generation.pipeline import load_denoiser
 from models.samplers import picture_noise, sample
 from training.checkpoint import fingerprint, save_model

@@ -12,8 +12,8 @@ from PIL import Image
 
 import mnist_diffusion
 from command_line import options
-from data.images import to_pixels, to_uint8
 from data.mnist import mnist_images
+from data.pixels import to_pixels, to_uint8
 from generation import seeing
 from generation.pipeline import Pipeline
 from generation.seeing import TrainingSet, nearest

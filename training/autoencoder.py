@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from common.files import make_folder, remove_leftovers
-from data.images import load_batches, to_pixels
+from data.batches import load_batches
+from data.pixels import to_pixels
 from models.autoencoder import AutoencoderKL
 from models.discriminator import (
     PatchDiscriminator,

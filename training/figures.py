@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from common.files import write_atomic
-from data.images import to_display, to_pixels, to_uint8
+from data.pixels import to_display, to_pixels, to_uint8
 
 PIXELS = 1000  # least width of a grid: small pictures are enlarged for the eye
 
