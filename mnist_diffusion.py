@@ -51,7 +51,7 @@ def train(args: Arguments) -> None:
 
     # Data: all digits fit on any device as uint8.
     images = mnist_images(args.data_root, "train")
-    data_id = f"mnist {zlib.crc32(images.numpy()):08x}"
+    data_id = f"mnist {zlib.crc32(images.numpy().tobytes()):08x}"
     check_same_data(state, data_id)
     images = images.to(runtime.device)
     valid = mnist_images(args.data_root, "test")[:NUM_VALID]

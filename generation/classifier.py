@@ -11,7 +11,7 @@ from data.mnist import mnist_images, mnist_labels
 from data.pixels import to_pixels, to_uint8
 from models.classifier import Classifier, ClassifierConfig
 from training.checkpoint import load_model, save_model
-from training.optimizer import lr_factor
+from training.optimizer import LrSchedule
 
 CONFIG = ClassifierConfig(1, (32, 64, 64, 128), 128, 10)
 EPOCHS, BATCH, LR, SHIFT, SEED = 4, 128, 4e-3, 2, 0  # SHIFT: of digits, in pixels
@@ -49,6 +49,7 @@ def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
     model = Classifier(CONFIG).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=1e-2)
     per_epoch = -(-len(images) // BATCH)
+    schedule = LrSchedule("cosine", EPOCHS * per_epoch, EPOCHS * per_epoch)
     with tqdm(total=EPOCHS * per_epoch, desc="classifier", unit="step") as bar:
         for step in range(EPOCHS * per_epoch):
             # Every epoch has an order of its own.
@@ -66,7 +67,7 @@ def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
             optimizer.zero_grad()
             loss.backward()
             for group in optimizer.param_groups:
-                group["lr"] = LR * lr_factor(step, EPOCHS * per_epoch)
+                group["lr"] = LR * schedule.factor(step)
             optimizer.step()
             bar.update()
     return model.eval()

@@ -186,9 +186,9 @@ def draw_trade(folder: Path, record: Mapping[str, Any]) -> None:
     found: dict[str, Mapping[str, Any]] = {}
     paths = folder.parent.glob("*/evaluation.jsonl")
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
-        for r in read_records(path):
-            if all(r.get(key) == record[key] for key in ("denoiser_id", "counts", "real")):
-                found[r["label"]] = r
+        for other in read_records(path):
+            if all(other.get(key) == record[key] for key in ("denoiser_id", "counts", "real")):
+                found[other["label"]] = other
     found[record["label"]] = record
 
     # A point for each in every space that has numbers, and one for the floor.
