@@ -23,7 +23,7 @@ from data.images import open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
 from data.order import ShuffledOrder
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
-from generation.image_sets import autoencoder_spaces, dataset_images
+from generation.image_sets import autoencoder_spaces, dataset_images, imagenet_spaces
 from generation.output import make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
@@ -185,7 +185,7 @@ def evaluate(args: Arguments) -> None:
     reference = Reference(
         test=dataset_images(f"{data}'s {name} images", splits[split], workers),
         train=dataset_images(f"{data}'s training images", splits["train"], workers),
-        spaces=autoencoder_spaces(codec),
+        spaces=autoencoder_spaces(codec) + imagenet_spaces(),
         training_set=cached_means(args.evaluate, facts) if cached else None,
     )
 

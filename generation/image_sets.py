@@ -18,6 +18,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from data.batches import load_batches
 from data.pixels import to_pixels
+from generation.imagenet import BLOCKS, NUM_FEATURES, PACKAGE, imagenet_features
 from generation.metrics import frechet_distance, precision_recall
 from generation.seeing import TrainingSet, nearest
 from training.checkpoint import fingerprint
@@ -54,6 +55,17 @@ def autoencoder_spaces(codec: LatentCodec) -> list[Space]:
         Space(f"whitened latents of {name}", latents),
         Space(f"features of {name}", codec.features),
     ]
+
+
+def imagenet_spaces() -> list[Space]:
+    """The Space of ImageNet's features, in which different autoencoders' pictures can be compared;
+    none, and a sentence, where its package is not installed."""
+    features = imagenet_features()
+    if features is None:
+        print(f"no distance in ImageNet's features: that needs the package {PACKAGE}")
+        return []
+    name = f"{NUM_FEATURES} ImageNet features of EfficientNet-Lite0, after block {BLOCKS}"
+    return [Space(name, features)]
 
 
 # ---- Where they come from -----------------------------------------------------------------------
