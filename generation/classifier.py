@@ -45,7 +45,6 @@ def mnist_classifier(
 
 def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
     """A Classifier of images (N, 1, 28, 28) uint8, shifted at random, for labels (N,)."""
-    # The rate follows the project's schedule, warm-up and cosine.
     model = Classifier(CONFIG).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=1e-2)
     per_epoch = -(-len(images) // BATCH)
@@ -56,13 +55,13 @@ def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
             if step % per_epoch == 0:
                 order = torch.randperm(len(images)).split(BATCH)
 
-            # Digits at a place of their own, padded with the background.
+            # The batch, all of it shifted alike over a background of black.
             batch = order[step % per_epoch]
             x = F.pad(to_pixels(images[batch]), [SHIFT] * 4, value=-1.0)
             top, left = torch.randint(2 * SHIFT + 1, (2,)).tolist()
             x = x[..., top : top + images.shape[2], left : left + images.shape[3]]
 
-            # The step.
+            # A step at the rate that the project's schedule has for it.
             loss = F.cross_entropy(model(x), labels[batch])
             optimizer.zero_grad()
             loss.backward()

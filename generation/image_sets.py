@@ -140,6 +140,7 @@ def describe(
     what, total: what they are called, and how many they are at most, for the progress bar. Raises
     UserError where there is none of them.
     """
+    # Batch by batch, of which no pixels are kept.
     features: dict[str, list[torch.Tensor]] = {space.name: [] for space in spaces}
     colours: list[torch.Tensor] = []
     x0: list[torch.Tensor] = []

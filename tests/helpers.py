@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from generation.pipeline import Pipeline, Sampling
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
+from training.codec import PixelCodec
 from training.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +52,13 @@ def small_autoencoder(image_channels=3, channels=(8, 16, 16)):
 
 def scheduler(num_steps=1000, clip_x0=False, schedule="linear", prediction="eps"):
     return DDPMScheduler(SchedulerConfig(num_steps, schedule, prediction, clip_x0))
+
+
+def small_pipeline(sampler="ddpm", steps=4, batch=64, eta=0.0, sigma_scale=1.0):
+    """A Pipeline that makes pictures of (1, 8, 8) in memory."""
+    sampling = Sampling(sampler, steps, {"eta": eta, "sigma_scale": sigma_scale})
+    model, s = randomize(small_unet(1)), scheduler(clip_x0=True)
+    return Pipeline(cpu(), model, s, (1, 8, 8), PixelCodec(), sampling, batch)
 
 
 def exact_denoiser(s):

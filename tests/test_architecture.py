@@ -7,9 +7,16 @@ import sys
 import pytest
 from helpers import ROOT
 
-PACKAGES = ("models", "data", "training")
+PACKAGES = ("common", "models", "data", "training", "generation")
 SCRIPTS = ("mnist_diffusion", "train_encoder", "latent_diffusion")
-ALLOWED = {"models": {"models"}, "data": {"data"}, "training": {"training", "models", "data"}}
+GROUND = {"common"}  # on which all stand
+ALLOWED = {
+    "common": GROUND,
+    "models": {"models"} | GROUND,
+    "data": {"data"} | GROUND,
+    "training": {"training", "models", "data"} | GROUND,
+    "generation": {"generation", "training", "models", "data"} | GROUND,
+}
 RUNTIME = {"torch", "torchvision", "safetensors", "numpy", "matplotlib", "tqdm", "PIL"}
 
 
@@ -32,10 +39,15 @@ def test_arrows_run_down_only(package):
         assert ours <= ALLOWED[package], f"{path.name} must not import {ours - ALLOWED[package]}"
 
 
+def test_generation_is_given_no_flags():
+    files = list((ROOT / "generation").glob("*.py"))
+    assert files and not any({"command_line", "argparse"} & imports(path) for path in files)
+
+
 def test_only_runtime_packages_are_imported():
     files = [p for package in PACKAGES for p in (ROOT / package).glob("*.py")]
     for path in [*files, *(ROOT / f"{script}.py" for script in SCRIPTS)]:
-        foreign = imports(path) - set(sys.stdlib_module_names) - {*PACKAGES}
+        foreign = imports(path) - set(sys.stdlib_module_names) - {*PACKAGES, "command_line"}
         assert foreign <= RUNTIME, f"{path.name} imports {foreign - RUNTIME}"
 
 

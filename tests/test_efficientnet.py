@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor
 
 from common.errors import UserError
-from data.images import to_pixels
+from data.pixels import to_pixels
 from generation import imagenet
 from models.efficientnet import EfficientNetLite0, SameConv, normalize
 

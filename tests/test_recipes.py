@@ -340,18 +340,20 @@ def test_autoencoders_are_validated_on_held_out_images(folder, monkeypatch):
 
 
 def compared(monkeypatch):
-    """The arguments of evaluate_denoiser in --evaluate of the newest denoiser."""
+    """The Pipeline and the Reference that --evaluate of the newest denoiser is of."""
     calls = []
     monkeypatch.setattr(latent_diffusion, "evaluate_denoiser", lambda *args: calls.append(args))
+    monkeypatch.setattr(latent_diffusion, "publish", lambda *args: None)
     flags = ["--evaluate", str(newest("denoiser")), *CPU]
     latent_diffusion.main(options.parse_latent(flags))
-    return calls[0]
+    ((pipeline, _, _, reference, _),) = calls
+    return pipeline, reference
 
 
 def test_faces_are_compared_with_images_that_were_not_trained_on(folder, monkeypatch):
     latent()
-    pipeline, test, train, _, training_set = compared(monkeypatch)
-    codec = pipeline.codec
+    pipeline, reference = compared(monkeypatch)
+    codec, test, train = pipeline.codec, reference.test, reference.train
     splits = open_images("pictures", None, (16, 16))
     assert (test.name, test.size) == ("pictures's validation images", len(splits["valid"]))
     assert (train.name, train.size) == ("pictures's training images", len(splits["train"]))
@@ -361,7 +363,9 @@ def test_faces_are_compared_with_images_that_were_not_trained_on(folder, monkeyp
     # Distances to training images are between whitened means, of samples and of the cache alike.
     x = to_pixels(torch.stack([splits["train"][i][1] for i in range(3)]))
     with torch.no_grad():
-        torch.testing.assert_close(codec.encode(x), training_set.x0(range(3)), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(
+            codec.encode(x), reference.training_set.x0(range(3)), rtol=1e-2, atol=1e-2
+        )
         autoencoder = untrained()
         stats = LatentDataset(next(Path("encoded_img").iterdir()), "train").stats
         z = torch.randn(2, 3, 4, 4)
@@ -377,6 +381,7 @@ def test_celeba_is_compared_with_its_test_split(folder, monkeypatch):
     for i, number in enumerate(numbers):
         (pictures / f"{i:02d}.png").rename(pictures / f"{number:06d}.png")
     latent("--data", "celeba", "--data-root", ".")
-    _, test, train, *_ = compared(monkeypatch)
+    _, reference = compared(monkeypatch)
+    test, train = reference.test, reference.train
     assert (test.name, test.size) == ("celeba's test images", 3)
     assert (train.name, train.size) == ("celeba's training images", 4)
