@@ -22,7 +22,7 @@ from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cach
 from generation.evaluation import autoencoder_spaces, dataset_images, evaluate_denoiser
 from generation.pipeline import Pipeline, load_denoiser, make_pictures
 from generation.seeing import TrainingSet
-from models.blocks import check_divides
+from models.sizes import DENOISER_STRIDE, check_divides
 from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.codec import LatentCodec
@@ -57,7 +57,7 @@ def train(args):
         raise UserError(refusal(args.resume, wanted, args.encoder, args.autoencoder_id))
     autoencoder = runtime.place(autoencoder)
     args.size = tuple(args.size or trained_on["size"])
-    check_divides(*args.size, 4 * autoencoder.stride)
+    check_divides(*args.size, DENOISER_STRIDE * autoencoder.stride)
     latents = cached_latents(args, state, runtime, autoencoder, trained_on)
     held_out = latents["valid"] if len(latents["valid"]) else latents["train"]
     valid = torch.arange(min(denoiser.NUM_VALID, len(held_out)))

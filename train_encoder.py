@@ -24,7 +24,7 @@ from data.pixels import to_pixels
 from generation.evaluation import evaluate_autoencoder, reconstruct
 from generation.metrics import gradient_magnitude, psnr
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
-from models.blocks import check_divides, norm_groups
+from models.blocks import norm_groups
 from models.discriminator import (
     DiscriminatorConfig,
     PatchDiscriminator,
@@ -32,6 +32,7 @@ from models.discriminator import (
     generator_loss,
     with_low_frequencies,
 )
+from models.sizes import IMAGE_MULTIPLE, check_divides
 from training import figures
 from training.checkpoint import check_channels, load_model
 from training.ema import EMA
@@ -63,9 +64,9 @@ def train(args):
     torch.manual_seed(args.seed)
     runtime = Runtime(args)
 
-    # Data: 16 is the autoencoder's stride times that of the denoiser to come.
+    # Data: sizes that the denoiser to come takes too.
     args.size = args.size or options.default_size(args.data, runtime.on_gpu)
-    check_divides(*args.size, 16)
+    check_divides(*args.size, IMAGE_MULTIPLE)
     images = open_images(args.data, args.data_root, args.size)
     channels = images["train"].channels
     same_data(args, state, images["train"].stamp())
