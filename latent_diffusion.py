@@ -28,8 +28,8 @@ from generation.output import make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
 from models.autoencoder import AutoencoderKL
-from models.blocks import SIZE_MULTIPLE, check_divides
 from models.scheduler import DDPMScheduler, SchedulerConfig
+from models.sizes import DENOISER_STRIDE, check_divides
 from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.codec import LatentCodec, encode
@@ -61,7 +61,7 @@ def train(args: Arguments) -> None:
     settings = {**args.settings(), **data_settings(args, trained_on)}
     autoencoder = runtime.place(autoencoder)
     height, width = settings["size"]
-    check_divides(height, width, SIZE_MULTIPLE)
+    check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
     images = training_images(settings)
     check_channels(args.encoder, autoencoder, images["train"])
     ids = {"autoencoder": autoencoder_id}

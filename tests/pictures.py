@@ -10,15 +10,15 @@ from PIL import Image
 EXIF_ORIENTATION = 274
 
 
-def encoded(image, kind="PNG", **options):
+def encoded(image, form="PNG", **options):
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
-def reopened(image, kind="PNG", **options):
+def reopened(image, form="PNG", **options):
     """The image as a file gives it: not yet decoded, with the mode that the format has."""
-    return Image.open(io.BytesIO(encoded(image, kind, **options)))
+    return Image.open(io.BytesIO(encoded(image, form, **options)))
 
 
 def zipped(folder, path):

@@ -31,13 +31,13 @@ def test_no_damage_raises_anything_else(tmp_path):
     exif = Image.Exif()
     exif[EXIF_ORIENTATION], exif[270], exif[282] = 6, "a description", 72.0
     names = []
-    for kind in ("JPEG", "PNG", "WEBP", "BMP"):
-        raw = encoded(picture, kind)
+    for form in ("JPEG", "PNG", "WEBP", "BMP"):
+        raw = encoded(picture, form)
         for i in range(150):
             damaged = np.frombuffer(raw, np.uint8).copy()
             where = rng.integers(0, rng.choice([40, len(raw)]), rng.choice([1, 4, 16]))
             damaged[where] = rng.integers(0, 256, len(where))
-            names.append(f"{i}.{kind.lower()}")
+            names.append(f"{i}.{form.lower()}")
             (tmp_path / names[-1]).write_bytes(damaged[: rng.choice([len(raw), where.max()])])
     for i in range(300):
         damaged = np.frombuffer(exif.tobytes(), np.uint8).copy()

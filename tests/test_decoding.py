@@ -20,12 +20,12 @@ ORIENTATIONS = {  # what a file with this EXIF orientation holds of a picture (H
 }
 
 
-def turned(picture, orientation, kind="PNG", **options):
+def turned(picture, orientation, form="PNG", **options):
     """A file of that orientation that stands for picture."""
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
     stored = np.ascontiguousarray(ORIENTATIONS[orientation](np.asarray(picture)))
-    return reopened(Image.fromarray(stored), kind, exif=exif, **options)
+    return reopened(Image.fromarray(stored), form, exif=exif, **options)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_extreme_shapes(source):
 
 
 @pytest.mark.parametrize("alpha", [0, 1, 64, 128, 254, 255])
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_transparency_over_white(alpha, kind):
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_transparency_over_white(alpha, form):
     image = Image.new("RGBA", (8, 8), (10, 100, 250, alpha))
-    out = fit(reopened(image, kind, **({"lossless": True} if kind == "WEBP" else {})), (8, 8), 3)
+    out = fit(reopened(image, form, **({"lossless": True} if form == "WEBP" else {})), (8, 8), 3)
     expected = torch.tensor([10.0, 100.0, 250.0]) * alpha / 255 + (255 - alpha)
     assert (out.amin((1, 2)) - expected).abs().max() <= 1
     assert (out.amax((1, 2)) - expected).abs().max() <= 1
