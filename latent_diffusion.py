@@ -243,7 +243,7 @@ def cache_folder(facts: dict[str, Any]) -> Path:
     return Path("encoded_img") / str(facts.get("cache"))
 
 
-def refusal(denoiser: str, wanted: str, encoder: str, got: str) -> str:
+def refusal(denoiser: str, wanted: str, encoder: str | Path, got: str) -> str:
     """The sentence for a denoiser and an autoencoder that do not belong together."""
     return (
         f"{denoiser} was trained with autoencoder {wanted[:8]}, but {encoder} is {got[:8]}; "

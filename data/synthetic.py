@@ -5,7 +5,7 @@ image's shorter side, so that a face is never stretched. Colours are RGB in [0, 
 """
 
 import colorsys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -134,7 +134,7 @@ def _enlarge(
     return small.resize(size, Image.Resampling.NEAREST)
 
 
-def _mix(a, b, share_of_b) -> np.ndarray:
+def _mix(a: Any, b: Any, share_of_b: Any) -> np.ndarray:
     return a + (b - a) * share_of_b
 
 

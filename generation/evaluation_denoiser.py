@@ -92,7 +92,7 @@ def evaluate_denoiser(
 
     # The numbers.
     clipped = "x0 clipped" if pipeline.scheduler.config.clip_x0 else "x0 not clipped"
-    record = {
+    record: dict[str, Any] = {
         "denoiser": checkpoint,
         "denoiser_id": fingerprint(pipeline.model)[:16],
         "label": pipeline.label,

@@ -1,6 +1,7 @@
 """The arrows between the rooms, what may be imported where, and how long code may be."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,8 @@ ALLOWED = {  # what each room imports of the project
 }
 OURS = {*ALLOWED, *SCRIPTS, "benchmarks", "tests"}
 WITHOUT_TORCH = ("common", "command_line")  # --help must answer at once
-RUNTIME = {"torch", "torchvision", "safetensors", "numpy", "matplotlib", "tqdm", "PIL"}
+REQUIRED = re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)
+RUNTIME = {{"pillow": "PIL"}.get(package, package) for package in REQUIRED}
 SCRIPT_FILES = [ROOT / f"{script}.py" for script in SCRIPTS]
 PRODUCT = [*SCRIPT_FILES, *(p for room in ALLOWED for p in sorted((ROOT / room).glob("*.py")))]
 

@@ -221,7 +221,7 @@ def fixed_images(images: dict) -> torch.Tensor:
 def weight_norms(networks: dict[str, nn.Module]) -> dict[str, float]:
     """{"weights_NAME": root of the sum of squares of all weights}."""
 
-    def norm(network):
+    def norm(network: nn.Module) -> float:
         return torch.stack([p.detach().norm() for p in network.parameters()]).norm().item()
 
     return {f"weights_{name}": norm(network) for name, network in networks.items()}

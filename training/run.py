@@ -175,7 +175,7 @@ class Run:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _ask_to_stop(self, number, frame):
+    def _ask_to_stop(self, number: int, frame: object) -> None:
         if self._stop:  # asked twice: at once, without saving
             raise KeyboardInterrupt
         self._stop = True
@@ -207,7 +207,7 @@ class Run:
         return done % self._save_period == 0 or done == self.steps
 
     @property
-    def _save_period(self):
+    def _save_period(self) -> int:
         epochs = math.ceil(math.ceil(self.steps / self.order.steps_per_epoch) / 10)
         return epochs * self.order.steps_per_epoch
 
@@ -249,11 +249,11 @@ class Run:
         checkpoint.save_state(path or self.folder / f"{self.name}.state", tree)
         self._saved_at = time.monotonic()
 
-    def _due(self, done, period):
+    def _due(self, done: int, period: int) -> bool:
         return done % (self.every * max(1, period // self.every)) == 0 or done == self.steps
 
 
-def _configs(parts):
+def _configs(parts: dict[str, Any]) -> dict[str, Any]:
     """{name: the config of each network among parts}, as JSON keeps it."""
     return {k: json.loads(json.dumps(asdict(p.config))) for k, p in parts.items()
             if hasattr(p, "config")}  # fmt: skip
