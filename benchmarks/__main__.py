@@ -37,7 +37,7 @@ def main():
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--out", metavar="FILE", help="also write the figures there, as JSON")
     args = parser.parse_args()
-    runtime = Runtime(args)
+    runtime = Runtime(args.device, args.precision)
     report, began = Report(), time.monotonic()
     print(f"{runtime}; torch {torch.__version__}, Python {platform.python_version()}", flush=True)
     try:

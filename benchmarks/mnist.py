@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks import steps
 from benchmarks.report import ROOT, Report, alternate, installed
-from command_line import options
+from command_line.parsers import parse_mnist
 from data.mnist import mnist_images
 from data.order import ShuffledOrder
 from data.pixels import to_pixels
@@ -33,12 +33,11 @@ from generation.classifier import features, mnist_classifier
 from generation.metrics import frechet_distance
 from generation.pipeline import load_denoiser
 from mnist_diffusion import CHANNEL_MULT
-from models.diffusion import LOG_MEAN, LOG_STD, SHARE
+from models.diffusion import LOG_MEAN, LOG_STD, SHARE, epsilon
 from models.samplers import picture_noise, sample
-from training import denoiser
 from training.checkpoint import fingerprint
 from training.ema import EMA
-from training.optimizer import lr_factor
+from training.optimizer import LrSchedule
 from training.runtime import Runtime
 
 SAMPLES, SAMPLING_STEPS, BATCH = 2000, 50, 200
@@ -56,7 +55,7 @@ class Peer:
         self.device, self.batch, self.schedule, self.lr = device, batch, schedule, lr
         self.accumulate = accumulate
         # On a CPU what they do by themselves; on a GPU what ours does.
-        ours = Runtime(mnist_args("--device", str(device))).precision
+        ours = Runtime(str(device)).precision
         self.precision = "fp32" if self.device.type == "cpu" else ours
         self.network = self.make().to(device).train()
         self.ema = ema(self.network)
@@ -171,6 +170,11 @@ class DDPMPytorchEMA:
         return self.ema.ema_model
 
 
+def our_rate(step, total):
+    """That of mnist_diffusion.py --train."""
+    return LrSchedule(mnist_args().lr_schedule, total, total).factor(step)
+
+
 def cosine(step, total):
     """diffusers' "cosine" schedule with a warm-up of 500 steps."""
     if step < 500:
@@ -183,19 +187,20 @@ def constant(step, total):
     return 1.0
 
 
-def mnist_args(*more):
+def mnist_args():
     """The arguments of MNIST's training, all defaults."""
-    return options.parse_mnist(["--train", *more])
+    return parse_mnist(["--train"])
 
 
 def our_network():
-    return denoiser.network_and_schedule(mnist_args(), 1, CHANNEL_MULT, clip_x0=True)
+    """The denoiser of mnist_diffusion.py --train, untrained, and its schedule."""
+    return steps.network_and_schedule(mnist_args(), 1, CHANNEL_MULT, clip_x0=True)
 
 
 def peers():
     """{name: function of a device -> Peer} of those that are installed."""
     args = mnist_args()
-    ours = {"batch": args.batch, "lr": args.lr, "schedule": lr_factor, "ema": OurEMA}
+    ours = {"batch": args.batch, "lr": args.lr, "schedule": our_rate, "ema": OurEMA}
     ours |= {"betas": (0.9, 0.99)}
     found = {}
     if installed("diffusers"):
@@ -226,9 +231,9 @@ def step_of(name, device):
 
 def our_step(device):
     """The same of mnist_diffusion.py --train."""
-    args = mnist_args("--device", device)
+    args = mnist_args()
     images = torch.zeros(args.batch, 1, 28, 28, dtype=torch.uint8)
-    return steps.our_step(args, Runtime(args), *our_network(), lambda: to_pixels(images))[0]
+    return steps.our_step(args, Runtime(device), *our_network(), lambda: to_pixels(images))[0]
 
 
 def train_peer(name, device, digits, totals):
@@ -254,16 +259,16 @@ def train_ours(device, data_root, total):
     command = [sys.executable, ROOT / "mnist_diffusion.py", "--train", "--name", "ours"]
     command += ["--steps", total, "--data-root", Path(data_root).resolve(), "--device", device]
     subprocess.run(list(map(str, command)), check=True, cwd=folder)
-    runtime = Runtime(mnist_args("--device", str(device)))
+    runtime = Runtime(str(device))
     newest = max((folder / "checkpoints" / "mnist").glob("*.safetensors"))
     model, scheduler, facts = load_denoiser(newest, "pixels")
     assert facts["step"] == total
-    model = runtime.place(model)
+    denoise = epsilon(runtime.place(model), scheduler)
 
     def samples(seeds):
         with runtime.autocast():
             draw = picture_noise(seeds, (1, 28, 28), runtime.device)
-            return sample(model, scheduler, draw, "ddpm", SAMPLING_STEPS)
+            return sample(denoise, scheduler, draw, "ddpm", SAMPLING_STEPS)
 
     return samples
 
@@ -311,7 +316,7 @@ def contend(name, budgets, speed, device, data_root):
 def settings(name, device, classifier):
     """What a contender's results depend on beside the minutes: the machine's kind, and defaults of
     ours; the peers have our structure, batch, rate and EMA, but our loss is our own."""
-    args, runtime = mnist_args(), Runtime(mnist_args("--device", device.type))
+    args, runtime = mnist_args(), Runtime(device.type)
     names = ["batch", "lr", "ema", "channels", "blocks"]
     known = {"device": device.type, "classifier": fingerprint(classifier)[:8]}
     if name == "ours":
@@ -342,7 +347,7 @@ def main():
     parser.add_argument("--data-root", default="data", metavar="DIR", help="where MNIST/ is")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     args = parser.parse_args()
-    device = Runtime(mnist_args("--device", args.device)).device
+    device = Runtime(args.device).device
     names = ["ours", *peers()]
     if unknown := set(args.only or []) - set(names):
         parser.error(f"no contender {unknown.pop()!r}; there are {', '.join(names)}")

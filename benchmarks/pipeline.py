@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import train_encoder
 from benchmarks import steps
 from benchmarks.report import alternate, python, synchronize
 from data.batches import load_batches
@@ -25,7 +24,9 @@ from data.latents import BATCH, MANIFEST, SHARD, LatentDataset, cache_latents
 from data.order import ShuffledOrder
 from data.pixels import to_pixels
 from data.synthetic import draw_face
+from training import codec
 from training.figures import save_image
+from training.runtime import Runtime
 
 NUM_IMAGES = {(64, 64): 3000, (208, 176): 400}  # encoded per run; a GPU takes ten times as many
 CELEBA = (218, 178)  # (H, W) of CelebA's own files
@@ -65,18 +66,11 @@ def draw_files(folder, count):
 
 def encoder_and_images(device, precision, size, count, root):
     """(encode as cache_latents wants it, the first count training images, the runtime)."""
-    runtime = steps.machine(device, precision)
-    autoencoder = train_encoder.networks(steps.encoder_args(runtime.on_gpu), 3)[0]
-    autoencoder = runtime.place(autoencoder).eval()
+    runtime = Runtime(device, precision)
+    autoencoder = runtime.place(steps.our_autoencoder_network()).eval()
     images = open_images("celeba", root, size)["train"]
     images.names = images.names[:count]
-
-    @torch.no_grad()
-    def encode(x):
-        with runtime.autocast():
-            return autoencoder.encode(runtime.send(x)).moments()
-
-    return encode, images, runtime
+    return lambda x: codec.encode(autoencoder, runtime, x).moments(), images, runtime
 
 
 def build(device, precision, size, count, root, folder):

@@ -4,8 +4,9 @@ import torch
 
 from benchmarks import steps
 from benchmarks.report import alternate, installed
+from models.diffusion import epsilon
 from models.samplers import picture_noise, sample
-from models.scheduler import DDPMScheduler, SchedulerConfig
+from training.runtime import Runtime
 
 STEPS, BATCH = 50, 64
 
@@ -30,14 +31,14 @@ def sampling(report, runtime):
 
 def ours(device, precision):
     """A function that samples BATCH latents."""
-    runtime = steps.machine(device, precision)
-    model = runtime.place(steps.our_network()[0]).eval()
-    scheduler = DDPMScheduler(SchedulerConfig(1000, "linear", "eps", False))
+    runtime = Runtime(device, precision)
+    model, scheduler = steps.our_network()
+    denoise = epsilon(runtime.place(model).eval(), scheduler)
 
     def run():
         draw = picture_noise(range(BATCH), steps.latent_shape(runtime.on_gpu), runtime.device)
         with runtime.autocast():
-            sample(model, scheduler, draw, "ddpm", STEPS)
+            sample(denoise, scheduler, draw, "ddpm", STEPS)
 
     return run
 

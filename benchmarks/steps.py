@@ -4,7 +4,6 @@ Networks and batches are the defaults of train_encoder.py and latent_diffusion.p
 CelebA has on this machine. Data are random numbers: no speed depends on them.
 """
 
-import argparse
 import platform
 import statistics
 import sys
@@ -15,71 +14,69 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import train_encoder
 from benchmarks.report import alternate, installed, python, synchronize
-from command_line import options
+from command_line.defaults import default_size
+from command_line.parsers import parse_encoder, parse_latent
 from latent_diffusion import CHANNEL_MULT
-from models.diffusion import Objective, epsilon
-from models.discriminator import discriminator_loss
+from models.scheduler import DDPMScheduler, SchedulerConfig
+from train_encoder import autoencoder_network, discriminator_network
 from training import denoiser
-from training.ema import EMA
-from training.optimizer import Optimizer
+from training.autoencoder import AutoencoderLearner, GanPhase
+from training.denoiser import DenoiserLearner
 from training.runtime import DTYPES, Runtime
 
 # (batch, channels, height): 3x3 convolutions of as many channels to as many; and n x n matrices.
 CONVOLUTIONS = [(16, 64, 64), (16, 128, 32), (64, 128, 16), (64, 256, 16), (64, 256, 8)]
 MATRICES = [1024, 2048, 4096, 8192]
+MIDDLE = 1000  # number of the step that is measured: the average is warm
 
 
 def latent_args():
     """The arguments of a denoiser's training, all defaults."""
-    return options.parse_latent(["--train", "--encoder", "none"])
+    return parse_latent(["--train", "--encoder", "none"])
 
 
-def encoder_args(on_gpu):
-    """The arguments of an autoencoder's training on CelebA, all defaults."""
-    args = options.parse_encoder([])
-    args.size = options.default_size("celeba", on_gpu)
-    return args
+def encoder_args():
+    """The arguments of an autoencoder's training, all defaults."""
+    return parse_encoder([])
+
+
+def image_size(on_gpu):
+    """(H, W) of CelebA's images, by default, on this machine."""
+    return default_size("celeba", on_gpu)
 
 
 def latent_shape(on_gpu):
-    """(c, h, w) of CelebA's latents at the default size of this machine."""
-    height, width = options.default_size("celeba", on_gpu)
+    """(c, h, w) of their latents."""
+    height, width = image_size(on_gpu)
     return 3, height // 4, width // 4
 
 
 def our_network():
-    """The denoiser of latent_diffusion.py --train, untrained."""
-    return denoiser.network_and_schedule(latent_args(), 3, CHANNEL_MULT, clip_x0=False)
+    """The denoiser of latent_diffusion.py --train, untrained, and its schedule."""
+    return network_and_schedule(latent_args(), 3, CHANNEL_MULT, clip_x0=False)
+
+
+def network_and_schedule(args, in_channels, channel_mult, clip_x0):
+    """The UNet and the DDPMScheduler of the arguments of a denoiser's training."""
+    model = denoiser.network(in_channels, args.channels, channel_mult, args.blocks, args.dropout)
+    return model, DDPMScheduler(SchedulerConfig(1000, args.schedule, args.prediction, clip_x0))
 
 
 def our_denoiser(device, precision):
     """(step, network): a function that makes one training step on whitened latents."""
-    args, runtime = latent_args(), machine(device, precision)
+    args, runtime = latent_args(), Runtime(device, precision)
     x0 = torch.randn(args.batch, *latent_shape(runtime.on_gpu))
     return our_step(args, runtime, *our_network(), lambda: x0)
 
 
 def our_step(args, runtime, model, scheduler, draw):
-    """(step, network) of training/denoiser.py's loop; draw: () -> x0 on the CPU."""
-    model = runtime.place(model).train()
-    ema = EMA(model, args.ema)
-    optimizer = Optimizer(
-        model, args.optimizer, args.lr, (0.9, 0.99), denoiser.MAX_GRADIENT, runtime
-    )
-    objective = Objective(scheduler, args.t_density, args.min_snr, runtime.device)
-    denoise = epsilon(model, scheduler)
-
-    def step():
-        x0 = runtime.send(draw())
-        with runtime.autocast():
-            loss, losses, t = objective(denoise, x0)
-        optimizer.step(loss, 1.0)
-        ema.update(model, 1000)
-        denoiser.metrics(losses, t, objective.importance)
-
-    return step, model
+    """(step, network) of a DenoiserLearner, in the middle of a run; draw: () -> x0 on the CPU."""
+    learner = DenoiserLearner(
+        model, scheduler, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
+        t_density=args.t_density, min_snr=args.min_snr,
+    )  # fmt: skip
+    return lambda: learner.step(runtime.send(draw()), 1.0, MIDDLE), learner.model
 
 
 def unet2d(config, **more):
@@ -169,32 +166,22 @@ def size(model):
 
 def our_autoencoder(device, precision):
     """(step, network): one training step of generator and discriminator together."""
-    runtime = machine(device, precision)
-    args = encoder_args(runtime.on_gpu)
-    model, disc = train_encoder.networks(args, 3)
-    model, disc = runtime.place(model).train(), runtime.place(disc).train()
-    ema = EMA(model, args.ema)
-    optimizer = Optimizer(
-        model, args.optimizer, args.lr, (0.9, 0.99), train_encoder.MAX_GRADIENT, runtime
-    )
-    disc_optimizer = Optimizer(
-        disc, "adamw", args.lr, (0.5, 0.9), train_encoder.MAX_GRADIENT, runtime
-    )
-    x = runtime.send(torch.rand(args.batch, 3, *args.size) * 2 - 1)
+    args, runtime = encoder_args(), Runtime(device, precision)
+    height_width = image_size(runtime.on_gpu)
+    model, disc = our_autoencoder_network(), discriminator_network(3, args.channels, height_width)
+    learner = AutoencoderLearner(
+        model, disc, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
+        kl_weight=args.kl_weight, gan_weight=args.gan_weight,
+    )  # fmt: skip
+    x = runtime.send(torch.rand(args.batch, 3, *height_width) * 2 - 1)
+    phase = GanPhase(disc_learns=True, ramp=1.0)
+    return lambda: learner.step(x, 1.0, MIDDLE, phase), learner.model
 
-    def step():
-        with runtime.autocast():
-            x_hat, posterior = model(x)
-        x_hat = x_hat.float()
-        loss_gan, _ = train_encoder.adaptive_gan_loss(disc, x, x_hat, runtime, optimizer)
-        loss = (x_hat - x).square().mean() + args.kl_weight * posterior.kl().mean()
-        loss = loss + args.gan_weight * loss_gan
-        optimizer.step(loss, 1.0)
-        ema.update(model, 1000)
-        real, fake = train_encoder.discriminate_both(disc, x, x_hat.detach(), runtime)
-        disc_optimizer.step(discriminator_loss(real, fake), 1.0)
 
-    return step, model
+def our_autoencoder_network():
+    """The autoencoder of train_encoder.py, untrained."""
+    args = encoder_args()
+    return autoencoder_network(3, args.latent_channels, args.channels, args.blocks)
 
 
 # ---- Figures ------------------------------------------------------------------------------------
@@ -210,10 +197,6 @@ CONTENDERS = {
 def make(name, device, precision):
     """The step of one of CONTENDERS."""
     return CONTENDERS[name](device, precision)[0]
-
-
-def machine(device, precision):
-    return Runtime(argparse.Namespace(device=device, precision=precision))
 
 
 def denoisers(runtime):
@@ -256,7 +239,7 @@ def denoiser_steps(report, runtime):
 def shares_of_peak(report, runtime):
     """FLOP/s of our training steps over the highest rate that this machine shows."""
     before = peak(runtime)
-    args = encoder_args(runtime.on_gpu)
+    args, height_width = encoder_args(), image_size(runtime.on_gpu)
     jobs = {"denoiser": ("ours", latent_args().batch), "autoencoder": ("autoencoder", args.batch)}
     targets = {"denoiser": ">= 0.45" if runtime.on_gpu else ">= 0.55", "autoencoder": ">= 0.45"}
     arguments = f"{runtime.device.type!r}, {runtime.precision!r}"
@@ -271,7 +254,7 @@ def shares_of_peak(report, runtime):
         note = f"{flops / batch / 1e9:.2f} GFLOP and {milliseconds:.2f} ms an image"
         share = flops / seconds[label] / best
         report.add(f"{label} step, share of peak", share, "", targets[label], note)
-    note = f"{args.size[0]}x{args.size[1]}, batch {args.batch}"
+    note = f"{'x'.join(map(str, height_width))}, batch {args.batch}"
     speed = args.batch / seconds["autoencoder"]
     report.add("autoencoder step, with GAN", speed, "images/s", note=note)
 

@@ -3,22 +3,28 @@
 import io
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import latent_diffusion
+import mnist_diffusion
+import train_encoder
+from command_line.parsers import parse_encoder, parse_latent, parse_mnist
 from generation.pipeline import Pipeline, Sampling
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
+from training.checkpoint import load_model
 from training.codec import PixelCodec
+from training.progress import Progress
 from training.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +36,7 @@ MEAN, STD = 0.7, 0.5  # of the Gaussian x0 whose denoiser is known exactly
 
 def cpu(precision="fp32"):
     """The Runtime of a CPU."""
-    return Runtime(SimpleNamespace(device="cpu", precision=precision))
+    return Runtime("cpu", precision)
 
 
 def randomize(model, seed=0):
@@ -82,6 +88,51 @@ def exact_v(s):
         return alpha_bar.sqrt() * eps_hat - (1 - alpha_bar).sqrt() * x0_hat
 
     return model
+
+
+def run_digits(*flags):
+    """mnist_diffusion.py on a CPU with these flags beside --train."""
+    _run(mnist_diffusion.main, parse_mnist, "--train", *flags)
+
+
+def run_encoder(*flags):
+    """train_encoder.py on a CPU with these flags."""
+    _run(train_encoder.main, parse_encoder, *flags)
+
+
+def run_latent(*flags):
+    """latent_diffusion.py on a CPU with these flags beside --train."""
+    _run(latent_diffusion.main, parse_latent, "--train", *flags)
+
+
+def _run(main, parse, *flags):
+    """main(arguments), which must leave them as they were."""
+    args = parse([str(flag) for flag in (*flags, *CPU)])
+    before = dict(vars(args))
+    try:
+        main(args)
+    finally:
+        assert vars(args) == before
+
+
+def interrupt(monkeypatch, after):
+    """Press Ctrl-C in the middle of a run's step `after`, counted from 1."""
+    add = Progress.add
+
+    def interrupted(progress, **values):
+        if progress.done + 1 == after:
+            signal.raise_signal(signal.SIGINT)
+        add(progress, **values)
+
+    monkeypatch.setattr(Progress, "add", interrupted)
+
+
+def assert_same_weights(kind, *paths):
+    """Two checkpoints of a kind of network hold the same, to the bit."""
+    one, other = (load_model(path, kind)[0].state_dict() for path in paths)
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
 
 
 def run_script(script, *arguments, cwd, check=True):

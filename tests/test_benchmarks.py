@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks import mnist, pipeline, steps
 from benchmarks.report import Figure, Report, alternate
-from command_line import options
+from command_line.parsers import parse_mnist
 from data.latents import LatentDataset
 from data.order import ShuffledOrder
 from models.classifier import Classifier, ClassifierConfig
@@ -121,9 +121,7 @@ def test_only_our_own_results_depend_on_our_loss(monkeypatch):
     before = known("ours"), known("diffusers, as its example")
     monkeypatch.setattr(mnist, "LOG_MEAN", 0.5)
     assert known("ours") != before[0] and known("diffusers, as its example") == before[1]
-    monkeypatch.setattr(
-        mnist, "mnist_args", lambda *_: options.parse_mnist(["--train", "--lr", "1"])
-    )
+    monkeypatch.setattr(mnist, "mnist_args", lambda: parse_mnist(["--train", "--lr", "1"]))
     assert known("diffusers, as its example") != before[1]
 
 

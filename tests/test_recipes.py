@@ -3,34 +3,37 @@ saved, decoded and compared. Against sums made here, because a run always agrees
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CPU, cpu, randomize, small_autoencoder, write_images, write_mnist
+from helpers import (
+    CPU,
+    randomize,
+    run_digits,
+    run_encoder,
+    run_latent,
+    small_autoencoder,
+    write_images,
+    write_mnist,
+)
 
 import latent_diffusion
-import mnist_diffusion
-import train_encoder
-from command_line import options
+from command_line.flags import TRAIN, Resuming
+from command_line.parsers import parse_encoder, parse_latent, parse_mnist
 from data import images
 from data.images import open_images
 from data.latents import LatentDataset
 from data.mnist import mnist_images
 from data.pixels import to_pixels
-from models.discriminator import (
-    DiscriminatorConfig,
-    PatchDiscriminator,
-    with_low_frequencies,
-)
-from training import denoiser
+from training import autoencoder, denoiser
 from training.checkpoint import load_model, load_state, save_model
 from training.ema import EMA
-from training.optimizer import Optimizer, lr_factor
-from training.progress import Progress, file_size, read_metrics
-from training.run import Run
+from training.optimizer import LrSchedule, Optimizer
+from training.progress import Progress
+from training.records import read_metrics
 
 STEPS = 10
+OF_ALL = ("--channels", 8, "--steps", STEPS, "--name", "a")
 
 
 @pytest.fixture
@@ -44,35 +47,20 @@ def folder(tmp_path, monkeypatch, no_figures):
 
 def digits(*flags):
     """A run of STEPS steps, named a."""
-    common = [
-        "--train",
-        "--batch",
-        8,
-        "--channels",
-        8,
-        "--steps",
-        STEPS,
-        "--name",
-        "a",
-        *CPU,
-    ]
-    mnist_diffusion.main(options.parse_mnist([str(flag) for flag in (*common, *flags)]))
+    run_digits(*OF_ALL, "--batch", 8, *flags)
 
 
 def encoder(*flags):
     """The same of an autoencoder, on the pictures."""
-    common = ["--data", "pictures", "--size", "16x16", "--batch", 4, "--channels", 8]
-    common += ["--steps", STEPS, "--name", "a", *CPU]
-    train_encoder.main(options.parse_encoder([str(flag) for flag in (*common, *flags)]))
+    run_encoder("--data", "pictures", "--size", "16x16", "--batch", 4, *OF_ALL, *flags)
 
 
 def latent(*flags):
     """The same of a denoiser of latents, by an autoencoder that was not trained."""
     facts = {"data": "pictures", "data_root": "data", "size": [16, 16]}
     save_model("checkpoints/autoencoder/a.safetensors", untrained(), facts)
-    common = ["--train", "--encoder", "checkpoints/autoencoder/a.safetensors", "--batch", 4]
-    common += ["--channels", 8, "--steps", STEPS, "--name", "a", *CPU]
-    latent_diffusion.main(options.parse_latent([str(flag) for flag in (*common, *flags)]))
+    coder = ("--encoder", "checkpoints/autoencoder/a.safetensors")
+    run_latent(*coder, "--batch", 4, *OF_ALL, *flags)
 
 
 RECIPES = {"mnist": digits, "autoencoder": encoder, "denoiser": latent}
@@ -110,35 +98,25 @@ def optimized(monkeypatch):
 
 def test_the_autoencoder_minimises_l2_kl_and_gan(folder, monkeypatch, optimized):
     """l2 + W KL + V GAN at the run's rate, and the discriminator's hinge loss at the full rate."""
-    monkeypatch.setattr(train_encoder, "adaptive_gan_loss", lambda *args: (5.0, {}))
+    monkeypatch.setattr(autoencoder, "adaptive_gan_loss", lambda *args: (5.0, {}))
 
     def satisfied(discriminate, x, x_hat, runtime):
         nothing = 0 * discriminate(x)
         return nothing + 3, nothing - 2  # original, fake: the other way round the hinge loss is 7/2
 
-    monkeypatch.setattr(train_encoder, "discriminate_both", satisfied)
+    monkeypatch.setattr(autoencoder, "discriminate_both", satisfied)
     encoder("--kl-weight", 0.5, "--gan-weight", 2)
     losses, rates = [], []
     for step, record in enumerate(read_metrics("fig/autoencoder/metrics.jsonl", "a")):
         assert record["step"] == step + 1
         losses.append(record["loss_rec"] + 0.5 * record["loss_kl"] + 5 * record["gan_weight"])
-        rates.append(lr_factor(step, STEPS))
+        rates.append(LrSchedule("cosine", STEPS, STEPS).factor(step))
         if step >= STEPS / 2:
             losses.append(0.0)
             rates.append(1.0)
     assert len(losses) == STEPS * 1.5 and record["gan_weight"] == 2
     assert [loss for loss, _ in optimized] == pytest.approx(losses, rel=1e-5)
     assert [rate for _, rate in optimized] == pytest.approx(rates)
-
-
-def test_the_discriminator_judges_detail():
-    disc = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)))
-    x, x_hat = torch.randn(2, 2, 3, 32, 32)
-    with torch.no_grad():
-        real, fake = train_encoder.discriminate_both(disc, x, x_hat, cpu())
-        torch.testing.assert_close(real, disc(x))
-        torch.testing.assert_close(fake, disc(with_low_frequencies(x_hat, x)))
-        assert (fake - disc(x_hat)).abs().max() > 1e-3
 
 
 def test_an_autoencoder_learns(folder, monkeypatch):
@@ -155,7 +133,7 @@ def test_an_autoencoder_learns(folder, monkeypatch):
 @pytest.mark.parametrize("flip", [True, False])
 def test_pictures_are_mirrored_unless_told_otherwise(folder, monkeypatch, flip):
     seen = []
-    monkeypatch.setattr(train_encoder, "random_flip", lambda x: seen.append(len(x)) or x)
+    monkeypatch.setattr(autoencoder, "random_flip", lambda x: seen.append(len(x)) or x)
     encoder("--gan-weight", 0, *["--no-flip"][flip:])
     assert seen == [4] * STEPS * flip
 
@@ -176,7 +154,9 @@ def test_the_denoiser_takes_its_flags(folder, monkeypatch, optimized, kind):
     assert made == [(density, 2.0)]
     model, facts = load_model(newest(kind), "UNet")
     assert model.config.dropout == 0.3
-    assert [rate for _, rate in optimized] == [lr_factor(step, STEPS) for step in range(STEPS)]
+    assert [rate for _, rate in optimized] == [
+        LrSchedule("cosine", STEPS, STEPS).factor(step) for step in range(STEPS)
+    ]
     schedule = {"num_steps": 1000, "schedule": "scaled_linear", "prediction": other[-1]}
     assert facts["scheduler"] == {**schedule, "clip_x0": kind == "mnist"}
 
@@ -189,14 +169,6 @@ def test_every_script_takes_its_optimizer(folder, kind, optimizer):
     assert ("muon" in state["optimizer"]) == (optimizer == "muon")
     assert "muon" not in state.get("disc_optimizer", {})
     assert ("disc_optimizer" in state) == (kind == "autoencoder")
-
-
-def test_training_goes_on_after_a_validation():
-    """With dropout, which a network in eval mode has not."""
-    model = randomize(small_autoencoder()).train()
-    with denoiser.evaluating(model):
-        assert not model.training and not torch.is_grad_enabled()
-    assert model.training and torch.is_grad_enabled()
 
 
 def test_the_loss_of_a_band_is_the_mean_of_its_losses(folder, monkeypatch):
@@ -215,6 +187,27 @@ def test_the_loss_of_a_band_is_the_mean_of_its_losses(folder, monkeypatch):
         want = [total / count if count else None for total, count in pairs]
         assert record["band_loss"] == pytest.approx(want)
         assert any(mean not in (None, 1) for mean in want)
+
+
+# ---- What a run keeps of its arguments ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "parse", "start"), [
+    ("mnist", parse_mnist, ["--train"]), ("autoencoder", parse_encoder, []),
+    ("denoiser", parse_latent, ["--train", "--encoder", "e"]),
+])  # fmt: skip
+def test_a_state_keeps_the_settings_of_its_training(folder, kind, parse, start):
+    """Those flags that are not forgotten, no other, as they were typed; and what was found for
+    those that were not typed, so that nothing changes where a run goes on."""
+    RECIPES[kind]("--lr", 0.25, "--steps", 1)
+    state = load_state(f"checkpoints/{kind}/a.state")
+    flags = parse(start).flags.values()
+    kept = {f.name for f in flags if TRAIN in f.modes and f.resuming is not Resuming.FORGOTTEN}
+    assert set(state["settings"]) == kept
+    expected = {"lr": 0.25, "steps": 1, "epochs": None, "channels": 8, "name": "a", "seed": 0}
+    if kind != "mnist":
+        expected |= {"data": "pictures", "size": [16, 16]}
+    assert {name: state["settings"][name] for name in expected} == expected
 
 
 # ---- What is averaged and saved -----------------------------------------------------------------
@@ -251,31 +244,6 @@ def test_a_run_says_what_its_files_will_take(folder, capsys, recipe, flags, coun
     assert state == pytest.approx(max(files), rel=0.1)
 
 
-@pytest.mark.parametrize(("size", "words"), [
-    (7680, "0.00768 MB"), (999_499_999, "999 MB"), (999_500_000, "1 GB"), (5.03e9, "5.03 GB"),
-    (2_345e9, "2,345 GB"),
-])  # fmt: skip
-def test_sizes_in_words(size, words):
-    assert file_size(size) == words
-
-
-def test_a_state_is_kept_every_ten_minutes(folder, monkeypatch):
-    """Also between two checkpoints; and not at every step from then on."""
-    saved, save, now = [], Run.save_state, iter(range(0, 10**6, 250))
-
-    def spy(self, parts, done):
-        saved.append(done)
-        save(self, parts, done)
-
-    monkeypatch.setattr(Run, "save_state", spy)
-    clock = SimpleNamespace(monotonic=lambda: next(now))
-    monkeypatch.setattr("training.run.time", clock)
-    write_mnist(folder / "data", train=400)  # all steps within one epoch
-    digits()
-    # 250 s from one look at the clock to the next: over 600 s have gone at every third.
-    assert saved == [3, 6, 9, 10]
-
-
 # ---- What is validated on, decoded, compared ----------------------------------------------------
 
 
@@ -283,12 +251,12 @@ def test_a_state_is_kept_every_ten_minutes(folder, monkeypatch):
 def handed(monkeypatch):
     """The DenoiserData that a script hands to its training, which does not take place."""
     found = []
-    monkeypatch.setattr(denoiser, "train", lambda *_, data, **__: found.append(data))
+    monkeypatch.setattr(denoiser, "train", lambda run, learner, data, facts: found.append(data))
     return found
 
 
 def test_digits_are_validated_on_the_test_set(folder, monkeypatch, handed):
-    monkeypatch.setattr(denoiser, "NUM_VALID", 20)
+    monkeypatch.setattr("mnist_diffusion.NUM_VALID", 20)
     digits()
     (data,) = handed
     assert torch.equal(data.valid, to_pixels(mnist_images("data", "test")[:20]))
@@ -330,9 +298,9 @@ def test_latents_are_validated_on_held_out_images_and_decoded_unwhitened(folder,
 
 
 def test_autoencoders_are_validated_on_held_out_images(folder, monkeypatch):
-    seen, validate = [], train_encoder.validate
+    seen, validate = [], autoencoder.validate
     monkeypatch.setattr(
-        train_encoder, "validate", lambda *a, **models: seen.append(a[1]) or validate(*a, **models)
+        autoencoder, "validate", lambda *a, **models: seen.append(a[1]) or validate(*a, **models)
     )
     encoder("--gan-weight", 0)
     held_out = open_images("pictures", None, (16, 16))["valid"]
@@ -345,7 +313,7 @@ def compared(monkeypatch):
     monkeypatch.setattr(latent_diffusion, "evaluate_denoiser", lambda *args: calls.append(args))
     monkeypatch.setattr(latent_diffusion, "publish", lambda *args: None)
     flags = ["--evaluate", str(newest("denoiser")), *CPU]
-    latent_diffusion.main(options.parse_latent(flags))
+    latent_diffusion.main(parse_latent(flags))
     ((pipeline, _, _, reference, _),) = calls
     return pipeline, reference
 

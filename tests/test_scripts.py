@@ -27,9 +27,9 @@ from helpers import (
 )
 from PIL import Image
 
-from command_line import options
 from data.pixels import to_uint8
 from generation.pipeline import load_denoiser
+from models.diffusion import epsilon
 from models.samplers import picture_noise, sample
 from training.checkpoint import fingerprint, save_model
 
@@ -127,7 +127,7 @@ def test_show_decodes_unwhitened_samples(trained):
     flags = ("--show", "faces.safetensors", *FEW, "--out", "unwhitened")
     run_script("latent_diffusion.py", *flags, cwd=trained)
     model, s, _ = load_denoiser(trained / "faces.safetensors", "latents")
-    z = sample(model, s, picture_noise([0, 1, 2], (3, 4, 8), "cpu"), "ddpm", 4)
+    z = sample(epsilon(model, s), s, picture_noise([0, 1, 2], (3, 4, 8), "cpu"), "ddpm", 4)
     std, mean = (torch.tensor(v)[:, None, None] for v in ([1.0, 2, 3], [0.1, 0.2, 0.3]))
     autoencoder = randomize(small_autoencoder(), 1)
     with torch.no_grad():
@@ -140,8 +140,9 @@ def test_show_decodes_unwhitened_samples(trained):
 
 
 @pytest.fixture
-def readme_python(trained, tmp_path, monkeypatch):
-    """run(i): README's i-th piece of Python, in a folder with the files that it names."""
+def documented(trained, tmp_path, monkeypatch):
+    """run(word): the piece of Python in the documentation that has this word in it, in a folder
+    with the files that it names."""
     for source, name in (
         ("checkpoints/autoencoder/1", "autoencoder/AAA"),
         ("faces", "denoiser/DDD"),
@@ -151,18 +152,20 @@ def readme_python(trained, tmp_path, monkeypatch):
         shutil.copy(trained / f"{source}.safetensors", path)
     Image.open(trained / "pictures" / "00.png").save(tmp_path / "face.jpg")
     monkeypatch.chdir(tmp_path)
-    pieces = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    documents = [path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))]
+    pieces = re.findall(r"```python\n(.*?)```", "".join(documents), re.DOTALL)
 
-    def run(i):
+    def run(word):
+        (piece,) = [piece for piece in pieces if word in piece]
         scope = {}
-        exec(compile(pieces[i], "README.md", "exec"), scope)
+        exec(compile(piece, word, "exec"), scope)
         return scope
 
     return run
 
 
-def test_readme_encodes_samples_and_decodes(readme_python):
-    scope = readme_python(0)
+def test_documentation_encodes_samples_and_decodes(documented):
+    scope = documented("picture_noise")
     assert scope["x0"].shape == (1, 3, 4, 8) and scope["x"].abs().max() <= 1
     drawn = scope["stats"].unwhiten(scope["x0"])  # within 6 standard deviations of the mean
     std = (0.5 * scope["posterior"].logvar).exp()
@@ -171,9 +174,9 @@ def test_readme_encodes_samples_and_decodes(readme_python):
     assert not torch.equal(*scope["pictures"])
 
 
-def test_readme_loads_a_denoiser_into_diffusers(readme_python):
+def test_documentation_loads_a_denoiser_into_diffusers(documented):
     pytest.importorskip("diffusers")
-    theirs = readme_python(1)["unet"].eval()
+    theirs = documented("UNet2DModel")["unet"].eval()
     ours = load_denoiser("checkpoints/denoiser/DDD.safetensors", "latents")[0]
     x, t = torch.randn(2, 3, 4, 8), torch.tensor([3, 900])
     with torch.no_grad():
@@ -311,19 +314,6 @@ def test_bad_input_gets_one_line(trained, script, arguments, message):
     assert message in refused(script, *arguments, cwd=trained)
 
 
-@pytest.mark.parametrize(("parse", "arguments", "in_all_modes"), [
-    (options.parse_mnist, ["--train"], {"batch", "seed"}),
-    (options.parse_latent, ["--train", "--encoder", "e"], {"batch", "seed", "encoder"}),
-    (options.parse_encoder, [], {"batch", "seed"}),
-])  # fmt: skip
-def test_every_flag_has_its_modes(parse, arguments, in_all_modes):
-    """One that is in neither list would be taken and ignored where it does nothing."""
-    of_the_parser = {"train", "show", "evaluate", "given", "images"}
-    flags = set(vars(parse(arguments))) - of_the_parser
-    in_all_modes = in_all_modes | {"device", "precision"}
-    assert flags - options.ONLY_TRAIN - options.ONLY_SHOW == in_all_modes
-
-
 def test_wrong_encoder_is_refused_with_both_names(trained):
     wrong = ("--encoder", "checkpoints/autoencoder/0.safetensors")
     message = refused("latent_diffusion.py", "--show", "faces.safetensors", *wrong, cwd=trained)
@@ -359,50 +349,15 @@ def test_empty_data_roots_say_what_to_put_where(tmp_path, script, arguments, mes
     parse = {"mnist_diffusion": "parse_mnist", "train_encoder": "parse_encoder"}[script]
     code = (
         f"import data.download, {script}\n"
-        "from command_line import options\n"
+        "from command_line import entry, parsers\n"
         "data.download.try_torchvision = lambda name, root: print('tried', name)\n"
-        f"args = options.{parse}({[*arguments, '--data-root', 'empty']})\n"
-        f"options.run({script}.main, args)\n"
+        f"args = parsers.{parse}({[*arguments, '--data-root', 'empty']})\n"
+        f"entry.run({script}.main, args)\n"
     )
     done = run_python(code, tmp_path)
     assert done.returncode == 2 and done.stdout.count("tried") == 1, done.stderr
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("error", [
-    "torch.empty(10**15)", "np.empty(10**15)",
-    "raise_(torch.OutOfMemoryError('CUDA out of memory.'))",
-    "raise_(RuntimeError('MPS backend out of memory (MPS allocated: 5.10 GB)'))",
-])  # fmt: skip
-def test_out_of_memory_says_what_needs_less(monkeypatch, capsys, error):
-    def raise_(error):
-        raise error
-
-    places = {"torch": torch, "np": np, "raise_": raise_}
-    with pytest.raises(SystemExit) as end:
-        options.run(lambda args: eval(error, places), None)
-    assert end.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "error: out of memory; a smaller --batch" in lines[0]
-
-
-def test_dead_workers_are_one_line(capsys):
-    """torch's message where a container has little shared memory."""
-
-    def bus_error(args):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is ..")
-
-    with pytest.raises(SystemExit):
-        options.run(bus_error, None)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "--workers 0" in lines[0]
-
-
-def test_a_name_in_no_encoding_can_be_printed(tmp_path):
-    code = "from command_line import options\noptions.run(lambda args: print('caf\\udce9'), None)"
-    done = run_python(code, tmp_path)
-    assert done.returncode == 0 and done.stdout.strip() == "caf\\udce9", done.stderr
 
 
 @pytest.mark.parametrize(("script", "arguments", "blocked"), [
@@ -419,12 +374,3 @@ def test_a_run_that_cannot_save_does_not_begin(tmp_path, script, arguments, bloc
     status, out, err = run_script(script, *arguments, cwd=tmp_path, check=False)
     assert status == 2 and err.startswith(f"{script}: error: {blocked} cannot be made (")
     assert len(err.splitlines()) == 1 and "machine:" not in out
-
-
-@pytest.mark.parametrize("fault", ["int('x')", "checkpoint._join({}, {})"])
-def test_programming_errors_keep_their_traceback(tmp_path, fault):
-    """Only errors raised for the user become one line, and not all ValueErrors in our files are."""
-    code = "from training import checkpoint\nfrom command_line import options\n"
-    code += f"options.run(lambda args: {fault}, None)"
-    done = run_python(code, tmp_path)
-    assert done.returncode == 1 and "Traceback" in done.stderr

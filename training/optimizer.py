@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from common.choices import OPTIMIZERS
+from common.choices import LR_SCHEDULES, OPTIMIZERS
 from common.errors import UserError
 from training.muon import Muon
 from training.runtime import Runtime
@@ -33,6 +33,10 @@ class LrSchedule:
     WARMUP: ClassVar[float] = 0.05
     FLOOR: ClassVar[float] = 0.01
     FALL: ClassVar[float] = 0.2
+
+    def __post_init__(self) -> None:
+        if self.name not in LR_SCHEDULES:
+            raise UserError(f"the rate's schedule is {' or '.join(LR_SCHEDULES)}, not {self.name}")
 
     @property
     def fall_start(self) -> int:

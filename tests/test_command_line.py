@@ -1,0 +1,252 @@
+"""The command line: flags in their modes, frozen arguments, defaults, what resuming takes."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from command_line import finish
+from command_line.defaults import default_size
+from command_line.flags import ALL, EVALUATE, SHOW, TRAIN, Resuming
+from command_line.parsers import parse_encoder, parse_latent, parse_mnist
+from common import choices
+from common.errors import UserError
+
+# What begins each mode of each script.
+MODES = {
+    parse_mnist: {TRAIN: ["--train"], SHOW: ["--show", "c"], EVALUATE: ["--evaluate", "c"]},
+    parse_encoder: {TRAIN: [], EVALUATE: ["--evaluate", "c"]},
+    parse_latent: {TRAIN: ["--train", "--encoder", "e"], SHOW: ["--show", "c"],
+                   EVALUATE: ["--evaluate", "c"]},
+}  # fmt: skip
+SCRIPTS = list(MODES)
+MODE_FLAGS = {TRAIN, SHOW, EVALUATE}
+# Two values of each flag, of which neither need be the default; (): the flag alone.
+SWITCHES = {"film", "neighbours", "mirror", "no_flip"}
+NAMES = {
+    "optimizer": choices.OPTIMIZERS, "prediction": choices.PREDICTIONS, "sampler": ("ddim", "ddpm"),
+    "schedule": choices.SCHEDULES, "t_density": choices.T_DENSITIES,
+    "precision": choices.PRECISIONS, "compile": ("on", "off"), "device": ("cpu", "cuda"),
+    "size": ("16x32", "32x16"), "name": ("a", "b"), "resume": ("a", "b"), "out": ("a", "b"),
+    "data": ("a", "b"), "data_root": ("a", "b"), "encoder": ("a", "b"),
+    "channels": ("8", "16"), "batch": ("3", "5"), "interpolate": ("3 4", "5 6"),
+}  # fmt: skip
+FRACTIONS = {"lr", "ema", "dropout", "min_snr", "kl_weight", "gan_weight", "eta", "sigma_scale"}
+COUNTS = {"epochs", "steps", "seed", "blocks", "latent_channels", "num_images", "sampling_steps",
+          "workers"}  # fmt: skip
+# What a flag needs beside it to mean something.
+NEEDS = {"eta": ["--sampler", "ddim"]}
+
+
+def typed(name, which=0):
+    """The words that give the flag one of two values."""
+    flag = "--" + name.replace("_", "-")
+    if name in SWITCHES:
+        return [flag]
+    if name in FRACTIONS:
+        return [flag, ("0.25", "0.5")[which]]
+    return [flag, *(("3", "5") if name in COUNTS else NAMES[name])[which].split()]
+
+
+def of_training(args):
+    """The flags that may be typed in a training, but for those that say what is done."""
+    start = {*MODE_FLAGS, "resume"}
+    return [f for f in args.flags.values() if TRAIN in f.modes and f.name not in start]
+
+
+def every_flag_and_mode():
+    for parse, modes in MODES.items():
+        for name in sorted(set(parse(modes[TRAIN]).flags) - MODE_FLAGS):
+            for mode in modes:
+                yield pytest.param(parse, name, mode, id=f"{parse.__name__}-{name}-{mode}")
+
+
+def every_flag_of_training():
+    for parse, modes in MODES.items():
+        for flag in of_training(parse(modes[TRAIN])):
+            yield pytest.param(parse, flag.name, id=f"{parse.__name__}-{flag.name}")
+
+
+# ---- Modes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parse", SCRIPTS)
+def test_every_value_is_a_flags(parse):
+    """Each has modes among those of its script, and is an attribute; there is no other."""
+    for mode, start in MODES[parse].items():
+        args = parse(start)
+        assert args.mode == mode
+        assert set(vars(args)) - {"given", "flags", "images"} == set(args.flags)
+        for name, flag in args.flags.items():
+            assert flag.name == name and flag.modes and flag.modes <= ALL
+            assert flag.modes & set(MODES[parse]), f"{flag} goes with no mode of the script"
+
+
+@pytest.mark.parametrize(("parse", "name", "mode"), list(every_flag_and_mode()))
+def test_a_mode_takes_exactly_the_flags_that_list_it(parse, name, mode, capsys):
+    start = MODES[parse][mode]
+    if (parse, name, mode) == (parse_mnist, "data_root", SHOW):  # below
+        start = [*start, "--neighbours"]
+    modes = parse(MODES[parse][TRAIN]).flags[name].modes
+    words = [*start, *typed(name)]
+    if mode in modes:
+        args = parse([*words, *NEEDS.get(name, [])])
+        assert name in args.given and args.mode == mode
+    else:
+        with pytest.raises(SystemExit) as end:
+            parse(words)
+        assert end.value.code == 2
+        assert f"{typed(name)[0]} does not go with --{mode}\n" in capsys.readouterr().err
+
+
+def test_digits_are_shown_without_data_but_for_their_neighbours(capsys):
+    with pytest.raises(SystemExit):
+        parse_mnist(["--show", "c", "--data-root", "a"])
+    assert "--data-root does not go with --show" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("parse", "flags", "message"),
+    [
+        (parse_latent, ["--out", "a.png"], "--evaluate makes a folder"),
+        (parse_latent, ["--train", "--encoder", "a"], "not allowed with argument"),
+        (parse_mnist, ["--show", "d"], "not allowed with argument"),
+        (parse_encoder, ["--seed", "1"], "--seed does not go with --evaluate"),
+        (parse_encoder, ["--gan-weight", "1"], "--gan-weight does not go with --evaluate"),
+    ],
+)  # fmt: skip
+def test_flags_that_do_not_go_together(parse, flags, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--evaluate", "c.safetensors", *flags])
+    assert message in capsys.readouterr().err
+
+
+# ---- Frozen -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parse", SCRIPTS)
+def test_arguments_are_frozen(parse):
+    args = parse(MODES[parse][TRAIN])
+    before = dict(vars(args))
+    for name in (*args.flags, "given", "flags", "new"):
+        with pytest.raises(AttributeError, match=f"arguments are frozen: {name} cannot be set"):
+            setattr(args, name, 1)
+    assert vars(args) == before
+
+
+def test_what_was_typed_goes_before_what_is_known():
+    args = parse_mnist(["--train", "--data-root", "data"])  # the default, but typed
+    assert args.typed("data_root", "elsewhere") == "data"
+    assert args.typed("lr", 7) == 7
+    assert args.given == {"train", "data_root"}
+
+
+# ---- Defaults -----------------------------------------------------------------------------------
+
+
+def test_default_size_suits_data_and_machine():
+    assert default_size("celeba", on_gpu=True) == (208, 176)
+    for data, on_gpu in (("celeba", False), ("synthetic", True), ("pictures", False)):
+        assert default_size(data, on_gpu) == (64, 64)
+
+
+def test_default_protocol_is_2000_samples_of_50_steps():
+    args = parse_mnist(["--evaluate", "x/d_epoch0003.safetensors"])
+    assert (args.num_images, args.sampling_steps) == (2000, 50)
+    assert args.out == "fig/mnist/evaluation/d_epoch0003-ddpm50"
+    args = parse_latent(["--evaluate", "d.safetensors", "--sampler", "dpm++"])
+    assert args.out == "fig/denoiser/evaluation/d-dpm++20"
+
+
+def test_pictures_and_figures_have_places_of_their_own():
+    shown = [[], ["--film"], ["--neighbours"], ["--interpolate", "1", "2"]]
+    made = [parse_mnist(["--show", "d", *flags]) for flags in shown]
+    assert [(args.out, args.num_images) for args in made] == [
+        ("fig/mnist/generated.png", 30), ("fig/mnist/film.png", 1),
+        ("fig/mnist/neighbours.png", 8), ("fig/mnist/interpolate.png", 9),
+    ]  # fmt: skip
+    assert parse_latent(["--show", "d"]).out == "fig/denoiser/generated.png"
+
+
+def test_runs_begun_in_the_same_second_have_their_own_names(monkeypatch):
+    clock = SimpleNamespace(strftime=lambda form: "20261125-174310")
+    monkeypatch.setattr(finish, "time", clock)
+    monkeypatch.setattr(finish, "os", SimpleNamespace(getpid=iter([7, 8]).__next__))
+    names = [parse_mnist(["--train"]).name for _ in range(2)]
+    assert names == ["20261125-174310-7", "20261125-174310-8"]
+    assert parse_mnist(["--train", "--resume"]).name is None
+    assert os.getpid  # the module itself is untouched
+
+
+# ---- Resuming -----------------------------------------------------------------------------------
+
+
+def saved(args):
+    """The settings as a state gives them back."""
+    return json.loads(json.dumps(args.settings()))
+
+
+@pytest.mark.parametrize(("parse", "start", "forgotten"), [
+    (parse_mnist, ["--train"], {"train", "resume", "device", "compile", "show", "evaluate"}),
+    (parse_encoder, [], {"resume", "device", "compile", "workers", "evaluate"}),
+    (parse_latent, ["--train", "--encoder", "e"],
+     {"train", "resume", "device", "compile", "workers", "show", "evaluate"}),
+])  # fmt: skip
+def test_a_state_keeps_all_of_a_training_but_the_machine_and_the_start(parse, start, forgotten):
+    args = parse(start)
+    of_training = {name for name, flag in args.flags.items() if TRAIN in flag.modes}
+    kept = args.settings()
+    assert set(kept) == of_training - forgotten
+    assert of_training & forgotten == {
+        name for name in of_training if args.flags[name].resuming is Resuming.FORGOTTEN
+    }
+    assert all(kept[name] == getattr(args, name) for name in kept)
+
+
+@pytest.mark.parametrize(("parse", "name"), list(every_flag_of_training()))
+def test_a_resumed_run_takes_what_is_movable_and_refuses_what_is_fixed(parse, name):
+    own = [] if name in SWITCHES else typed(name)
+    run = parse([*MODES[parse][TRAIN], *own])
+    state, resume = saved(run), [*MODES[parse][TRAIN][:1], "--resume", "n"]
+
+    # What is not typed is the run's.
+    untouched = parse(resume).resumed(state)
+    assert untouched.settings() == run.settings() and untouched.mode == TRAIN
+
+    # What is typed: the run's own value always, another one where it is not fixed.
+    args = parse([*resume, *typed(name, 1)])
+    flag, value = args.flags[name], getattr(args, name)
+    if flag.resuming is Resuming.FIXED:
+        with pytest.raises(UserError, match=f"^{flag}: the run to resume has .*; leave it out$"):
+            args.resumed(state)
+        assert parse([*resume, *own]).resumed(state).settings() == run.settings()
+        return
+    resumed = args.resumed(state)
+    assert getattr(resumed, name) == value != getattr(run, name)
+    others = {k: v for k, v in resumed.settings().items() if k not in (name, "steps")}
+    assert others == {k: v for k, v in run.settings().items() if k not in (name, "steps")}
+
+
+def test_resuming_leaves_the_arguments_as_they_were():
+    args = parse_mnist(["--train", "--resume", "--epochs", "40"])
+    before = dict(vars(args))
+    args.resumed({**saved(parse_mnist(["--train"])), "lr": 0.5})
+    assert vars(args) == before
+
+
+@pytest.mark.parametrize("kept", [{"steps": 8, "epochs": None}, {"steps": None, "epochs": 3},
+                                  {"steps": 8, "epochs": 3}])  # fmt: skip
+def test_more_epochs_prolong_any_run(kept):
+    """README: --train --resume --epochs 40."""
+    args = parse_mnist(["--train", "--resume", "--epochs", "40"]).resumed(kept)
+    assert (args.steps, args.epochs) == (None, 40)
+    args = parse_mnist(["--train", "--resume", "--steps", "9"]).resumed(kept)
+    assert (args.steps, args.epochs) == (9, kept["epochs"])
+
+
+def test_sizes_are_pairs_again():
+    """JSON has lists only."""
+    run = parse_encoder(["--size", "16x32"])
+    args = parse_encoder(["--resume", "--size", "16x32"]).resumed(saved(run))
+    assert args.size == (16, 32)

@@ -1,0 +1,336 @@
+"""One run: its length, when what is due, its files, and how it is gone on with, to the bit."""
+
+import gzip
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import (
+    assert_same_weights,
+    cpu,
+    interrupt,
+    randomize,
+    run_digits,
+    run_encoder,
+    run_latent,
+    small_autoencoder,
+    write_images,
+    write_mnist,
+)
+
+from common.errors import UserError
+from data.order import ShuffledOrder
+from training.checkpoint import load_model, load_state, save_model, save_state
+from training.optimizer import Optimizer
+from training.progress import Progress
+from training.records import read_metrics
+from training.run import Run, check_same_data, find_state, total_steps
+
+SMALL = ("--batch", 8, "--channels", 8)
+
+
+def losses(kind, name, key="loss"):
+    """[(step, loss)] of a run."""
+    return [(r["step"], r[key]) for r in read_metrics(f"fig/{kind}/metrics.jsonl", name)]
+
+
+@pytest.fixture
+def digits(tmp_path, monkeypatch, no_figures):
+    """Work in a folder with 64 digits, whose runs draw no figures."""
+    write_mnist(tmp_path / "data", train=64, test=8)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch, no_figures):
+    """Work in a folder with pictures/, whose runs draw no figures."""
+    write_images(tmp_path / "pictures", 8, (16, 16))
+    monkeypatch.chdir(tmp_path)
+
+
+# ---- Its length, and when what is due -----------------------------------------------------------
+
+
+def order(n, batch=1):
+    return ShuffledOrder(n, batch, 0)
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "num_train", "epochs"),
+    [(False, 24_152, 7), (True, 162_770, 10), (False, 500, 340), (False, 10**7, 1)],
+)
+def test_default_length_suits_data_and_machine(on_gpu, num_train, epochs):
+    steps = total_steps(None, None, (170_000, 1_600_000), order(num_train), on_gpu)
+    assert steps == epochs * num_train
+
+
+def test_default_length_counts_only_what_is_shown():
+    """Of 127 images an epoch of batches of 64 shows 64."""
+    assert total_steps(None, None, (6400, 0), order(127, 64), False) == 100
+
+
+def test_a_length_is_as_asked_for_in_steps_or_epochs():
+    assert total_steps(7, None, (1, 1), order(100), False) == 7
+    assert total_steps(None, 3, (1, 1), order(100, 8), True) == 3 * 12
+    assert total_steps(7, 3, (1, 1), order(100), False) == 7  # a resumed run's steps were epochs
+
+
+@pytest.mark.parametrize("steps", [1, 7, 150, 999, 12_345])
+@pytest.mark.parametrize("per_epoch", [1, 10, 469])
+def test_what_is_due(tmp_path, monkeypatch, steps, per_epoch):
+    """Reports about 200 times or at every step, checkpoints at the ends of at most 10 epochs, and
+    all of it at the end; validations and figures only with a report."""
+    monkeypatch.chdir(tmp_path)
+    run = Run("kind", "a", steps, order(per_epoch), cpu(), {}, {})
+    done = {name: {step for step in range(1, steps + 1) if due(step)} for name, due in (
+        ("report", run.report_due), ("validate", run.validate_due),
+        ("figures", run.figures_due), ("save", run.save_due),
+    )}  # fmt: skip
+    assert all(steps in due for due in done.values())
+    assert min(steps, 124) <= len(done["report"]) <= max(400, 1 + steps / 100)
+    assert done["figures"] <= done["report"] and done["validate"] <= done["report"]
+    assert len(done["validate"]) <= 81 and len(done["figures"]) <= 21 and len(done["save"]) <= 11
+    assert all(step % per_epoch == 0 or step == steps for step in done["save"])
+    assert [run.epoch(step) for step in (1, per_epoch, per_epoch + 1)] == [
+        1,
+        1,
+        2 - (per_epoch < 1),
+    ]
+
+
+# ---- Which run ----------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_state(None, "a", "kind") is None
+    for file in ("a_epoch0001.safetensors", "b.state"):
+        path = Path("checkpoints/kind", file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        with pytest.raises(UserError, match=f"--name {file[0]} is taken by .*{file}"):
+            find_state(None, file[0], "kind")
+        assert find_state(None, file[0], "other kind") is None
+
+
+def test_a_state_is_found_by_age_name_and_path(tmp_path, monkeypatch):
+    import os
+
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate("abc"):
+        path = f"checkpoints/kind/{name}.state"
+        save_state(path, {"folder": "checkpoints/kind", "step": age})
+        os.utime(path, (1000 - age, 1000 - age))
+    assert find_state("newest", None, "kind")["step"] == 0
+    assert find_state("c", None, "kind")["step"] == 2
+    assert find_state("checkpoints/kind/b.state", None, "kind")["step"] == 1
+    with pytest.raises(UserError, match="no training state d; there are|no training state d"):
+        find_state("d", None, "kind")
+    with pytest.raises(UserError, match="no .state file in checkpoints/other"):
+        find_state("newest", None, "other")
+    with pytest.raises(UserError, match="belongs to checkpoints/kind/, not to checkpoints/other/"):
+        find_state("checkpoints/kind/b.state", None, "other")
+
+
+def test_other_data_are_refused():
+    state = {"ids": {"data": "1"}, "settings": {"name": "a"}}
+    check_same_data(None, "2")
+    check_same_data(state, "1")
+    with pytest.raises(UserError, match="not those that the run a was begun with"):
+        check_same_data(state, "2")
+
+
+# ---- Gone on with, to the bit -------------------------------------------------------------------
+
+
+def test_mnist_resumes_to_the_bit(digits, monkeypatch):
+    common = ("--steps", 8, "--batch", 16, "--channels", 8)
+    run_digits(*common, "--name", "whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=5)
+        with pytest.raises(KeyboardInterrupt):
+            run_digits(*common, "--name", "parts")
+    folder = Path("checkpoints/mnist")
+    assert [p.name for p in folder.glob("parts_epoch*")] == ["parts_epoch0001.safetensors"]
+    run_digits("--resume", "parts")
+    names = ("whole", "parts")
+    assert_same_weights("UNet", *[folder / f"{name}_epoch0002.safetensors" for name in names])
+    whole, parts = (losses("mnist", name) for name in names)
+    assert whole == parts and len(whole) == 8
+
+
+def test_encoder_resumes_to_the_bit(tmp_path, monkeypatch, no_figures):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "pictures", 24, (24, 40))
+    flags = ("--data", "pictures", "--size", "32x16", "--batch", 4, "--channels", 8, "--steps", 12)
+    run_encoder(*flags, "--name", "whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=9)  # with the discriminator already training
+        with pytest.raises(KeyboardInterrupt):
+            run_encoder(*flags, "--name", "parts")
+    run_encoder("--resume")
+    for part, kind in (("autoencoder", "AutoencoderKL"), ("discriminator", "PatchDiscriminator")):
+        names = [f"{name}_epoch0003.safetensors" for name in ("whole", "parts")]
+        assert_same_weights(kind, *[Path("checkpoints", part, name) for name in names])
+    last = read_metrics("fig/autoencoder/metrics.jsonl", "whole")[-1]
+    promised = {"logit_real", "logit_fake", "adaptive_weight", "weights_encoder", "weights_disc"}
+    assert promised <= set(last) and 0 <= last["adaptive_weight"] <= 1 and last["gan_weight"] == 2
+    assert 0 < last["sharpness"] < 2
+
+
+def test_latent_denoiser_resumes_to_the_bit(pictures, monkeypatch):
+    """With drawn latents, mirrored too; and what a finished run says to those who go on with it."""
+    facts = {"data": "pictures", "data_root": "data", "size": [16, 16]}
+    save_model("a.safetensors", randomize(small_autoencoder()), facts)
+    flags = ("--encoder", "a.safetensors", "--batch", 4, "--channels", 8, "--steps", 6, "--mirror")
+    run_latent(*flags, "--name", "whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=4)
+        with pytest.raises(KeyboardInterrupt):
+            run_latent(*flags, "--name", "parts")
+    run_latent("--resume")
+    names = [f"{name}_epoch0002.safetensors" for name in ("whole", "parts")]
+    assert_same_weights("UNet", *[Path("checkpoints/denoiser", name) for name in names])
+    assert len(list(Path("encoded_img").iterdir())) == 1
+
+    # A finished run says so; a larger number of steps stretches it; its settings are its own.
+    with pytest.raises(UserError, match="has done its 6 steps; to go on, pass a larger"):
+        run_latent("--resume")
+    with pytest.raises(UserError, match=r"--lr: the run to resume has 0\.001; leave it out"):
+        run_latent("--resume", "--lr", 0.1)
+    Path("pictures").rename("moved")  # the same images, wherever they lie
+    run_latent("--resume", "--steps", 8, "--data", "moved")
+    assert read_metrics("fig/denoiser/metrics.jsonl", "parts")[-1]["step"] == 8
+
+
+def test_damaged_images_do_not_shift_a_resumed_run(pictures, monkeypatch):
+    """A batch of which nothing can be read is left out, by the whole run and by its parts alike."""
+    for name in ("01.png", "05.png"):  # their headers can be read
+        whole = Path("pictures", name).read_bytes()
+        Path("pictures", name).write_bytes(whole[: len(whole) // 2])
+    flags = ("--data", "pictures", "--size", "16x16", "--gan-weight", 0, "--batch", 1)
+    flags += ("--channels", 8, "--steps", 14)
+    run_encoder(*flags, "--name", "whole")
+    assert load_state("checkpoints/autoencoder/whole.state")["skipped"] >= 3  # two in each epoch
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=9)
+        with pytest.raises(KeyboardInterrupt):
+            run_encoder(*flags, "--name", "parts")
+    assert load_state("checkpoints/autoencoder/parts.state")["skipped"] >= 2
+    run_encoder("--resume")
+    whole, parts = (losses("autoencoder", name, "loss_rec") for name in ("whole", "parts"))
+    assert whole == parts and len(whole) == 14
+
+
+def test_same_seed_same_losses_other_seed_others(digits):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_digits("--steps", 3, *SMALL, "--name", name, "--seed", seed)
+    a, b, c = (losses("mnist", name) for name in "abc")
+    assert a == b and a != c
+
+
+def test_prolonged_run_never_overwrites_a_checkpoint(digits):
+    """A run that ended within an epoch and goes on keeps the checkpoint of its first end."""
+    run_digits(*SMALL, "--steps", 3, "--name", "a")
+    first = Path("checkpoints/mnist/a_epoch0001.safetensors")
+    before = first.read_bytes()
+    run_digits("--resume", "--steps", 5)
+    assert first.read_bytes() == before
+    _, facts = load_model(first.with_name("a_epoch0001_step5.safetensors"), "UNet")
+    assert facts["step"] == 5 and facts["epoch"] == 1 and facts["data_root"] == "data"
+
+
+def test_changed_data_are_noticed_on_resume(pictures):
+    flags = ("--data", "pictures", "--size", "16x16", "--gan-weight", 0, "--batch", 2)
+    run_encoder(*flags, "--channels", 8, "--steps", 2, "--name", "a")
+    write_images(Path("pictures"), 9, (16, 16), seed=1)
+    with pytest.raises(UserError, match="the images are not those that the run a was begun with"):
+        run_encoder("--resume", "--steps", 4)
+
+
+def test_other_digits_are_noticed_on_resume(digits):
+    """Fashion-MNIST has as many images, under the same names."""
+    run_digits("--steps", 2, *SMALL, "--name", "a")
+    raw = next(p for p in Path("data").rglob("train-images*") if p.is_file())
+    content = bytearray(gzip.decompress(raw.read_bytes()))
+    content[-1] ^= 1
+    raw.write_bytes(gzip.compress(content))
+    with pytest.raises(UserError, match="the images are not those"):
+        run_digits("--resume", "--steps", 4)
+
+
+def test_a_state_of_other_networks_is_refused(digits, monkeypatch):
+    """Norms of other groups have weights of the same shapes: only the config tells."""
+    run_digits("--name", "a", "--batch", 8, "--channels", 16, "--steps", 2)
+    monkeypatch.setattr("training.denoiser.norm_groups", lambda width: width // 8)
+    with pytest.raises(UserError, match="begun with other networks"):
+        run_digits("--resume", "--steps", 4)
+
+
+# ---- What cannot be saved -----------------------------------------------------------------------
+
+
+def test_a_figure_that_cannot_be_written_does_not_stop_a_run(tmp_path, monkeypatch, capsys):
+    """As a viewer that holds it open does, on Windows."""
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data")
+    write_images(tmp_path / "pictures", 4)
+    for path in ("fig/mnist/losses.png", "fig/autoencoder/reconstructions.png"):
+        (tmp_path / path).mkdir(parents=True)
+    small = ("--steps", 2, "--batch", 4, "--channels", 8, "--name", "a")
+    run_digits(*small)
+    run_encoder("--data", "pictures", "--size", "16x16", *small)
+    assert capsys.readouterr().out.count("figures not written: ") == 2
+    assert (tmp_path / "checkpoints/mnist/a_epoch0001.safetensors").is_file()
+    assert (tmp_path / "checkpoints/autoencoder/a_epoch0002.safetensors").is_file()
+
+
+def test_infinite_loss_stops_the_run_before_its_state(digits, monkeypatch):
+    add = Progress.add
+    bad = torch.tensor(math.nan)
+    patched = lambda self, **values: add(self, **{**values, "loss": bad})  # noqa: E731
+    monkeypatch.setattr(Progress, "add", patched)
+    with pytest.raises(UserError, match="loss is not finite at step 1: a smaller --lr"):
+        run_digits("--steps", 1, *SMALL, "--name", "a")
+    assert not list(Path("checkpoints").rglob("*.s*"))
+
+
+def test_weights_that_are_not_finite_are_not_saved(digits, monkeypatch):
+    """A bad step between two reports: neither checkpoint nor state is made of it."""
+    write_mnist(Path("data"), train=32)
+    step = Optimizer.step
+    monkeypatch.setattr(Run, "report_due", lambda self, done: False)
+    bad = lambda self, loss, rate: step(self, loss * math.nan, rate)  # noqa: E731
+    save = Run.save_state
+
+    def then_fail(self, parts, done):
+        save(self, parts, done)
+        monkeypatch.setattr(Optimizer, "step", bad)
+
+    monkeypatch.setattr(Run, "save_state", then_fail)
+    with pytest.raises(UserError, match=r"a_epoch0002\.safetensors is not saved: .* not finite"):
+        run_digits("--steps", 8, *SMALL, "--name", "a")
+    state = load_state("checkpoints/mnist/a.state")
+    assert state["step"] == 4
+    monkeypatch.setattr(Optimizer, "step", step)
+    run_digits("--resume")
+    assert Path("checkpoints/mnist/a_epoch0002.safetensors").is_file()
+
+
+def test_a_state_is_kept_every_ten_minutes(digits, monkeypatch):
+    """Also between two checkpoints; and not at every step from then on."""
+    saved, save, now = [], Run.save_state, iter(range(0, 10**6, 250))
+
+    def spy(self, parts, done):
+        saved.append(done)
+        save(self, parts, done)
+
+    monkeypatch.setattr(Run, "save_state", spy)
+    clock = SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr("training.run.time", clock)
+    write_mnist(Path("data"), train=88)  # all steps within one epoch
+    run_digits("--steps", 10, *SMALL)
+    # 250 s from one look at the clock to the next: over 600 s have gone at every third.
+    assert saved == [3, 6, 9, 10]
