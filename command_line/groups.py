@@ -65,8 +65,9 @@ def training_flags(parser: Parser, default: Training, seeded: frozenset[str]) ->
     group.add("--batch", text, integer(1, 65536), "N", default.batch, modes=ALL)
     group.add("--lr", "peak learning rate", number(0, 1, open_low=True), "RATE", default.lr)
     text = (
-        "after the warm-up; trapezoid: constant, then falling over the last fifth, and a run that "
-        "is prolonged goes on from before the fall; cosine: falling all the time"
+        "after the warm-up; cosine: falling all the time, anew where a run is prolonged; "
+        "trapezoid: constant, falling over the last fifth, and a run that is prolonged goes on "
+        "from before the fall"
     )
     group.choice("--lr-schedule", text, LR_SCHEDULES, "cosine")
     text = (
@@ -84,7 +85,7 @@ def training_flags(parser: Parser, default: Training, seeded: frozenset[str]) ->
     group.add("--name", text, run_name, "NAME", otherwise="date, time and process")
     text = (
         "go on with the newest run, or with that of this name or .state file, with its settings; a "
-        "larger --epochs or --steps prolongs it and stretches its schedules"
+        "larger --epochs or --steps prolongs it (see --lr-schedule)"
     )
     group.add("--resume", text, metavar="RUN", nargs="?", const="newest",
               resuming=Resuming.FORGOTTEN)  # fmt: skip

@@ -154,9 +154,8 @@ def test_the_denoiser_takes_its_flags(folder, monkeypatch, optimized, kind):
     assert made == [(density, 2.0)]
     model, facts = load_model(newest(kind), "UNet")
     assert model.config.dropout == 0.3
-    assert [rate for _, rate in optimized] == [
-        LrSchedule("cosine", STEPS, STEPS).factor(step) for step in range(STEPS)
-    ]
+    rate = LrSchedule("cosine", STEPS, STEPS).factor
+    assert [used for _, used in optimized] == [rate(step) for step in range(STEPS)]
     schedule = {"num_steps": 1000, "schedule": "scaled_linear", "prediction": other[-1]}
     assert facts["scheduler"] == {**schedule, "clip_x0": kind == "mnist"}
 
