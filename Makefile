@@ -22,6 +22,7 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # All benchmarks but the training curves: about 6 minutes on 2 cores with AVX512-bf16. They write
 # up to 5 GB to the folder for temporary files (TMPDIR).

@@ -23,13 +23,13 @@ from data.images import open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
 from data.order import ShuffledOrder
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
-from generation.image_sets import autoencoder_spaces, dataset_images
+from generation.image_sets import autoencoder_spaces, dataset_images, imagenet_spaces
 from generation.output import make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
 from models.autoencoder import AutoencoderKL
-from models.blocks import SIZE_MULTIPLE, check_divides
 from models.scheduler import DDPMScheduler, SchedulerConfig
+from models.sizes import DENOISER_STRIDE, check_divides
 from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.codec import LatentCodec, encode
@@ -61,7 +61,7 @@ def train(args: Arguments) -> None:
     settings = {**args.settings(), **data_settings(args, trained_on)}
     autoencoder = runtime.place(autoencoder)
     height, width = settings["size"]
-    check_divides(height, width, SIZE_MULTIPLE)
+    check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
     images = training_images(settings)
     check_channels(args.encoder, autoencoder, images["train"])
     ids = {"autoencoder": autoencoder_id}
@@ -185,7 +185,7 @@ def evaluate(args: Arguments) -> None:
     reference = Reference(
         test=dataset_images(f"{data}'s {name} images", splits[split], workers),
         train=dataset_images(f"{data}'s training images", splits["train"], workers),
-        spaces=autoencoder_spaces(codec),
+        spaces=autoencoder_spaces(codec) + imagenet_spaces(),
         training_set=cached_means(args.evaluate, facts) if cached else None,
     )
 
@@ -243,7 +243,7 @@ def cache_folder(facts: dict[str, Any]) -> Path:
     return Path("encoded_img") / str(facts.get("cache"))
 
 
-def refusal(denoiser: str, wanted: str, encoder: str, got: str) -> str:
+def refusal(denoiser: str, wanted: str, encoder: str | Path, got: str) -> str:
     """The sentence for a denoiser and an autoencoder that do not belong together."""
     return (
         f"{denoiser} was trained with autoencoder {wanted[:8]}, but {encoder} is {got[:8]}; "

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
-from data.images import to_pixels
 from data.mnist import mnist_images
 from data.order import ShuffledOrder
+from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.image_sets import Space, tensor_images
@@ -51,7 +51,7 @@ def train(args: Arguments) -> None:
 
     # Data: all digits fit on any device as uint8.
     images = mnist_images(args.data_root, "train")
-    data_id = f"mnist {zlib.crc32(images.numpy()):08x}"
+    data_id = f"mnist {zlib.crc32(images.numpy().tobytes()):08x}"
     check_same_data(state, data_id)
     images = images.to(runtime.device)
     valid = mnist_images(args.data_root, "test")[:NUM_VALID]

@@ -25,8 +25,9 @@ from generation.evaluation_autoencoder import (
 )
 from generation.output import save_record
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
-from models.blocks import SIZE_MULTIPLE, check_divides, norm_groups
+from models.blocks import norm_groups
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
+from models.sizes import IMAGE_MULTIPLE, check_divides
 from training import autoencoder
 from training.checkpoint import check_channels, load_model
 from training.run import Run, check_same_data, find_state, total_steps
@@ -48,7 +49,7 @@ def train(args: Arguments) -> None:
     # Data.
     size = args.size or default_size(args.data, runtime.on_gpu)
     height, width = size
-    check_divides(height, width, SIZE_MULTIPLE)
+    check_divides(height, width, IMAGE_MULTIPLE)
     images = open_images(args.data, args.data_root, size)
     data_id = images["train"].stamp()
     check_same_data(state, data_id)

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from benchmarks import steps
 from benchmarks.report import ROOT, Report, alternate, installed
 from command_line.parsers import parse_mnist
-from data.images import to_pixels
 from data.mnist import mnist_images
 from data.order import ShuffledOrder
+from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
 from generation.metrics import frechet_distance
 from generation.pipeline import load_denoiser
@@ -37,7 +37,7 @@ from models.diffusion import LOG_MEAN, LOG_STD, SHARE, epsilon
 from models.samplers import picture_noise, sample
 from training.checkpoint import fingerprint
 from training.ema import EMA
-from training.optimizer import lr_factor
+from training.optimizer import LrSchedule
 from training.runtime import Runtime
 
 SAMPLES, SAMPLING_STEPS, BATCH = 2000, 50, 200
@@ -170,6 +170,11 @@ class DDPMPytorchEMA:
         return self.ema.ema_model
 
 
+def our_rate(step, total):
+    """That of mnist_diffusion.py --train."""
+    return LrSchedule(mnist_args().lr_schedule, total, total).factor(step)
+
+
 def cosine(step, total):
     """diffusers' "cosine" schedule with a warm-up of 500 steps."""
     if step < 500:
@@ -195,7 +200,7 @@ def our_network():
 def peers():
     """{name: function of a device -> Peer} of those that are installed."""
     args = mnist_args()
-    ours = {"batch": args.batch, "lr": args.lr, "schedule": lr_factor, "ema": OurEMA}
+    ours = {"batch": args.batch, "lr": args.lr, "schedule": our_rate, "ema": OurEMA}
     ours |= {"betas": (0.9, 0.99)}
     found = {}
     if installed("diffusers"):

@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 
 from benchmarks import steps
 from benchmarks.report import alternate, python, synchronize
-from data.images import load_batches, open_images, to_pixels
+from data.batches import load_batches
+from data.images import open_images
 from data.latents import BATCH, MANIFEST, SHARD, LatentDataset, cache_latents
 from data.order import ShuffledOrder
+from data.pixels import to_pixels
 from data.synthetic import draw_face
 from training import codec
 from training.figures import save_image

@@ -5,6 +5,7 @@ from command_line.defaults import EVALUATED_STEPS, NUM_IMAGES, Denoiser, Trainin
 from command_line.flags import ALL, EVALUATE, SHOW, TRAIN, Group, Parser, Resuming
 from command_line.values import integer, number, run_name, size
 from common.choices import (
+    LR_SCHEDULES,
     OPTIMIZERS,
     PRECISIONS,
     PREDICTIONS,
@@ -62,8 +63,13 @@ def training_flags(parser: Parser, default: Training, seeded: frozenset[str]) ->
     # How.
     text = "images per step" + ", or pictures made at a time" * shows
     group.add("--batch", text, integer(1, 65536), "N", default.batch, modes=ALL)
-    text = "peak learning rate: warm-up, then cosine"
-    group.add("--lr", text, number(0, 1, open_low=True), "RATE", default.lr)
+    group.add("--lr", "peak learning rate", number(0, 1, open_low=True), "RATE", default.lr)
+    text = (
+        "after the warm-up; cosine: falling all the time, anew where a run is prolonged; "
+        "trapezoid: constant, falling over the last fifth, and a run that is prolonged goes on "
+        "from before the fall"
+    )
+    group.choice("--lr-schedule", text, LR_SCHEDULES, "cosine")
     text = (
         "muon: steps that are orthogonal matrices, with AdamW for norms, biases, first and last "
         "layers; adamw: AdamW for all; both at --lr"
@@ -79,7 +85,7 @@ def training_flags(parser: Parser, default: Training, seeded: frozenset[str]) ->
     group.add("--name", text, run_name, "NAME", otherwise="date, time and process")
     text = (
         "go on with the newest run, or with that of this name or .state file, with its settings; a "
-        "larger --epochs or --steps prolongs it and stretches its schedules"
+        "larger --epochs or --steps prolongs it (see --lr-schedule)"
     )
     group.add("--resume", text, metavar="RUN", nargs="?", const="newest",
               resuming=Resuming.FORGOTTEN)  # fmt: skip

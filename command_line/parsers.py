@@ -54,6 +54,7 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
             "python3 train_encoder.py --evaluate checkpoints/autoencoder/AAA.safetensors",
         ],
     )
+    # What to do, and with which images.
     text = (
         "train nothing: measure this autoencoder's reconstructions of the validation images "
         "(PSNR, SSIM, l1, rate), and draw the best and worst ones"
@@ -63,6 +64,8 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
     text = "no random mirror images: for data where left is not right"
     images_flags(parser).add("--no-flip", text, action="store_true", modes=frozenset({TRAIN}),
                         resuming=Resuming.FIXED)  # fmt: skip
+
+    # How it is trained.
     training_flags(parser, ENCODER, frozenset({TRAIN}))
     network = network_flags(parser, "network and loss", ENCODER)
     network.add("--latent-channels", "channels of the latent image", integer(1, 64), "N", 3)
@@ -92,6 +95,7 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
             "python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors",
         ],
     )
+    # What to do, with which encoder and images.
     text = (
         "the autoencoder's checkpoint; needed to begin a training, else it may be left out while "
         "the denoiser's own is in checkpoints/autoencoder/"
@@ -104,6 +108,8 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
     images_flags(parser, of_encoder=True).add("--mirror", text, action="store_true",
                                          modes=frozenset({TRAIN}),
                                          resuming=Resuming.FIXED)  # fmt: skip
+
+    # How it is trained and shown.
     training_flags(parser, LATENT, ALL)
     denoiser_flags(parser, LATENT, FACES)
     showing_flags(parser, FACES)

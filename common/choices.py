@@ -21,6 +21,7 @@ SAMPLERS = {
 SCHEDULES = "linear", "scaled_linear", "cosine"  # of noise over t; models/scheduler.py
 PREDICTIONS = "v", "eps"  # what a denoiser's network puts out; models/diffusion.py
 T_DENSITIES = "uniform", "lognormal"  # how t is drawn in training; models/diffusion.py
+LR_SCHEDULES = "trapezoid", "cosine"  # training/optimizer.py
 OPTIMIZERS = "muon", "adamw"  # training/optimizer.py
 PRECISIONS = "fp32", "bf16", "fp16"  # training/runtime.py
 PICTURES = ".png", ".jpg", ".jpeg"  # endings of --out that mean one grid

@@ -1,8 +1,13 @@
 """Data sets that torchvision knows where to get."""
 
+from pathlib import Path
 
-def try_torchvision(name, root):
-    """Let torchvision try once; whatever goes wrong, the caller looks at what is there."""
+
+def try_torchvision(name: str, root: str | Path) -> None:
+    """Let torchvision try once; whatever goes wrong, the caller looks at what is there.
+
+    name: of the class in torchvision.datasets. Raises nothing: the failure is printed.
+    """
     from torchvision import datasets
 
     print(f"{name} is not in {root}: downloading it there", flush=True)

@@ -13,7 +13,7 @@ from data import download
 PREFIX = {"train": "train", "test": "t10k"}  # of the files' names
 
 
-def mnist_images(root, split):
+def mnist_images(root: str | Path, split: str) -> torch.Tensor:
     """The digits of split "train" or "test": (60000 or 10000, 1, 28, 28) uint8.
 
     Reads the original files (.gz or unpacked) in root/MNIST/raw, root/raw or root; downloads them
@@ -22,13 +22,15 @@ def mnist_images(root, split):
     return _idx(root, f"{PREFIX[split]}-images-idx3-ubyte").unsqueeze(1)
 
 
-def mnist_labels(root, split):
-    """What the digits of mnist_images(root, split) are: (60000 or 10000,) int64, 0 to 9."""
+def mnist_labels(root: str | Path, split: str) -> torch.Tensor:
+    """What the digits of mnist_images(root, split) are: (60000 or 10000,) int64, 0 to 9.
+    Raises UserError as they do."""
     return _idx(root, f"{PREFIX[split]}-labels-idx1-ubyte").long()
 
 
-def _idx(root, name):
+def _idx(root: str | Path, name: str) -> torch.Tensor:
     """The array of one of MNIST's files: (N, ...) uint8."""
+    # Where it may lie, packed or not; a download puts it into the first of these folders.
     root = Path(root)
     folders = [root / "MNIST" / "raw", root / "raw", root]
     found = [f / n for f in folders for n in (name, f"{name}.gz") if (f / n).is_file()]
@@ -40,6 +42,8 @@ def _idx(root, name):
             f"no MNIST in {root} and the download failed; put the four original files "
             f"({name}.gz and so on) into {folders[0]}"
         )
+
+    # The header says how many sizes there are and which; the rest is one byte per value.
     try:
         raw = found[0].read_bytes()
         raw = gzip.decompress(raw) if found[0].suffix == ".gz" else raw

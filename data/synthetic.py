@@ -5,10 +5,13 @@ image's shorter side, so that a face is never stretched. Colours are RGB in [0, 
 """
 
 import colorsys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageColor, ImageDraw
+
+Colour = np.ndarray | tuple[int, int, int]
 
 SUPERSAMPLING = 4  # shapes are drawn this much larger and averaged down: smooth edges
 ANGLES = np.linspace(0, 2 * np.pi, 40, endpoint=False)
@@ -69,7 +72,7 @@ class Person(NamedTuple):
     turn: float  # how far the features sit to the right of the head's middle
     spacing: float  # half of the distance between the eyes
 
-    def outline(self, angles):
+    def outline(self, angles: np.ndarray) -> np.ndarray:
         """Points on the head's edge, (N, 2); angle 0 is the right, pi / 2 the chin."""
         cos, sin = np.cos(angles), np.sin(angles)
         narrow = 1 - self.jaw * sin.clip(0) ** 2
@@ -79,27 +82,36 @@ class Person(NamedTuple):
 class Pen:
     """Draws shapes given in face coordinates on an image; tilt is in radians."""
 
-    def __init__(self, image, centre, scale, tilt):
+    def __init__(self, image: Image.Image, centre: np.ndarray, scale: float, tilt: float) -> None:
         cos, sin = scale * np.cos(tilt), scale * np.sin(tilt)
         self.image, self.scale, self.centre = image, scale, centre
         self.rotation = np.array([[cos, sin], [-sin, cos]])
         self.draw = ImageDraw.Draw(image, "RGBA")  # this mode blends, so colours may have an alpha
 
-    def pixels(self, points):
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """(N, 2) face coordinates -> (N, 2) pixels of the image, x before y."""
         return points @ self.rotation + self.centre
 
-    def fill(self, points, colour, alpha=1.0):
-        colour = (*map(int, colour), int(255 * alpha))
-        self.draw.polygon(self.pixels(points).ravel().tolist(), colour)
+    def fill(self, points: np.ndarray, colour: Colour, alpha: float = 1.0) -> None:
+        """The polygon of these points (N, 2); alpha in [0, 1]."""
+        red, green, blue = map(int, colour)
+        ink = red, green, blue, int(255 * alpha)
+        self.draw.polygon(self.pixels(points).ravel().tolist(), ink)
 
-    def dot(self, x, y, rx, ry, colour, alpha=1.0):
+    def dot(
+        self, x: float, y: float, rx: float, ry: float, colour: Colour, alpha: float = 1.0
+    ) -> None:
+        """An ellipse about (x, y) with these radii."""
         self.fill(CIRCLE * (rx, ry) + (x, y), colour, alpha)
 
-    def stroke(self, points, width, colour):
+    def stroke(self, points: ArrayLike, width: float, colour: Colour) -> None:
+        """A line through points (N, 2), width in face coordinates."""
         path = self.pixels(np.asarray(points)).ravel().tolist()
         self.draw.line(path, tuple(map(int, colour)), round(width * self.scale), joint="curve")
 
-    def fill_round(self, points, colour, light, depth):
+    def fill_round(
+        self, points: np.ndarray, colour: np.ndarray, light: np.ndarray, depth: float
+    ) -> None:
         """Fill as if the shape were a ball lit from `light`; depth in [0, 1] is the contrast."""
         pixels = self.pixels(points)
         corner = np.floor(pixels.min(0)).astype(int)
@@ -110,41 +122,51 @@ class Pen:
         self.image.paste(_enlarge(shades, mask.size), tuple(corner), mask)
 
 
-def _enlarge(colours, size, box=None):
+def _enlarge(
+    colours: np.ndarray,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
     """A smooth image of size (W, H) from a coarse grid; what is smooth needs no supersampling."""
+    width, height = (-(-side // SUPERSAMPLING) for side in size)
     small = Image.fromarray(colours.astype(np.uint8))
-    small = small.resize([-(-side // SUPERSAMPLING) for side in size], Image.BILINEAR, box)
-    return small.resize(size, Image.NEAREST)
+    small = small.resize((width, height), Image.Resampling.BILINEAR, box)
+    return small.resize(size, Image.Resampling.NEAREST)
 
 
-def _mix(a, b, share_of_b):
+def _mix(a: Any, b: Any, share_of_b: Any) -> np.ndarray:
     return a + (b - a) * share_of_b
 
 
-def _shadow(colour, amount):
+def _shadow(colour: np.ndarray, amount: float) -> np.ndarray:
     """A darker and slightly warmer tone of the same colour."""
     return colour * (1 - amount * np.array([0.85, 1.0, 1.0]))
 
 
-def _palette(colours, place):
+def _palette(colours: list[np.ndarray], place: float) -> np.ndarray:
     """The colour at place, 0 .. 1, on the path through a list of colours."""
     low = min(int(place * (len(colours) - 1)), len(colours) - 2)
     return _mix(colours[low], colours[low + 1], place * (len(colours) - 1) - low)
 
 
-def _vivid(rng, saturation, value):
-    hue, saturation, value = rng.uniform(), rng.uniform(*saturation), rng.uniform(*value)
-    return 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+def _vivid(
+    rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
+) -> np.ndarray:
+    hue, s, v = rng.uniform(), rng.uniform(*saturation), rng.uniform(*value)
+    return 255 * np.array(colorsys.hsv_to_rgb(hue, s, v))
 
 
-def _lens(x, y, half_width, up, down, bend=0.0):
+def _lens(
+    x: float, y: float, half_width: float, up: float, down: float, bend: float = 0.0
+) -> np.ndarray:
     """A shape with two corners; up and down bulge its edges, bend > 0 lifts the corners."""
-    x, y, bulge = x + half_width * ACROSS, y - bend * ACROSS**2, 1 - ACROSS**2
-    upper, lower = np.stack([x, y - up * bulge], axis=1), np.stack([x, y + down * bulge], axis=1)
+    xs, ys, bulge = x + half_width * ACROSS, y - bend * ACROSS**2, 1 - ACROSS**2
+    upper = np.stack([xs, ys - up * bulge], axis=1)
+    lower = np.stack([xs, ys + down * bulge], axis=1)
     return np.concatenate([upper, lower[::-1]])
 
 
-def _person(rng):
+def _person(rng: np.random.Generator) -> Person:
     skin, hair, iris = rng.uniform(size=3)
     dark_only = 1 - 0.6 * skin  # dark skin goes with dark hair and dark eyes
     light = np.array([rng.choice([-1, 1]) * rng.uniform(0.35, 0.75), rng.uniform(-0.6, -0.2), 0.75])
@@ -162,14 +184,14 @@ def _person(rng):
     )
 
 
-def _background(rng, size):
+def _background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     base, sides = _vivid(rng, (0.1, 0.5), (0.6, 0.95)), rng.choice([-1, 1])
     corners = np.array([_mix(base, tone, rng.uniform(0, 0.35)) for tone in (255, 255, 0, 0)])
     # The box runs between the pixels' centres: an even gradient without flat borders.
     return _enlarge(corners.reshape(2, 2, 3)[:, ::sides], size, box=(0.5, 0.5, 1.5, 1.5))
 
 
-def _hair_behind(pen, person):
+def _hair_behind(pen: Pen, person: Person) -> None:
     style = person.style
     if style.bun:
         pen.fill_round(CIRCLE * 0.24 + (0, -person.ry * 1.15), person.hair, person.light, 0.5)
@@ -181,7 +203,7 @@ def _hair_behind(pen, person):
         pen.fill(np.stack([x * curls, y * curls], axis=1), _shadow(person.hair, 0.3))
 
 
-def _hair_front(pen, rng, person):
+def _hair_front(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     style, parting, lean = person.style, rng.uniform(-0.5, 0.5), rng.uniform(-0.4, 0.4)
     top = style.top + rng.uniform(-0.06, 0.06)
     if style is BALD:
@@ -198,7 +220,7 @@ def _hair_front(pen, rng, person):
     pen.fill_round(np.concatenate([skull, hairline]), person.hair, person.light, 0.55)
 
 
-def _body(pen, rng, person):
+def _body(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     """Shoulders, neck and the chin's shadow on it."""
     cloth, width = _vivid(rng, (0.1, 0.7), (0.25, 0.95)), rng.uniform(0.75, 0.95)
     neck, neckline = person.rx * rng.uniform(0.46, 0.58), rng.choice([0.07, 0.2])
@@ -212,7 +234,7 @@ def _body(pen, rng, person):
     pen.dot(0, below_chin, neck, 0.12, _shadow(person.skin, 0.42), 0.8)
 
 
-def _head(pen, rng, person):
+def _head(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     ear, flush = rng.uniform(0.10, 0.13), rng.uniform(0, 0.35)
     for side in (-1, 1):
         x = side * person.rx * 1.01 - 0.5 * person.turn
@@ -224,20 +246,20 @@ def _head(pen, rng, person):
         pen.dot(side * 0.29 + person.turn, 0.22, 0.11, 0.08, person.skin * (1, 0.72, 0.72), flush)
 
 
-def _beard(pen, rng, person):
-    kind, grown = rng.uniform(), rng.choice([0.45, 0.9])  # grown: a beard, else stubble
+def _beard(pen: Pen, rng: np.random.Generator, person: Person) -> None:
+    choice, grown = rng.uniform(), rng.choice([0.45, 0.9])  # grown: a beard, else stubble
     colour = _mix(person.skin, person.hair, grown)
     if person.style.length or person.style.bun:
         return
-    if kind < 0.3:
+    if choice < 0.3:
         cheeks = np.stack([ACROSS * person.rx * 0.93, 0.24 - 0.3 * np.abs(ACROSS) ** 5], axis=1)
         jaw = person.outline(np.linspace(-0.1, np.pi + 0.1, 25)) * 1.03
         pen.fill_round(np.concatenate([jaw, cheeks]), colour, person.light, 0.4)
-    elif kind < 0.4:
+    elif choice < 0.4:
         pen.fill(_lens(person.turn, 0.28, 0.2, 0.05, 0.06, -0.05), colour)
 
 
-def _eyes(pen, rng, person):
+def _eyes(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     width, height = rng.uniform(0.105, 0.13), rng.uniform(0.06, 0.09)
     gaze_x, gaze_y = rng.uniform(-0.03, 0.03), rng.uniform(-0.01, 0.015)
     brow_y, thick, arch = rng.uniform((-0.23, 0.03, 0.0), (-0.19, 0.06, 0.06))
@@ -254,7 +276,7 @@ def _eyes(pen, rng, person):
         pen.fill(_lens(x, brow_y, width * 1.15, thick, 0, -arch), _shadow(person.hair, 0.35))
 
 
-def _nose(pen, rng, person):
+def _nose(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     width, tip = rng.uniform(0.07, 0.11), rng.uniform(0.17, 0.22)
     x, unlit = person.turn * 1.5, -np.sign(person.light[0])
     bridge = np.array([(0.2, -0.06), (0.45, 0.6 * tip), (1.0, tip), (0, tip)])
@@ -263,7 +285,7 @@ def _nose(pen, rng, person):
     pen.dot(x - unlit * 0.02, tip - 0.03, 0.045, 0.035, _mix(person.skin, WHITE, 0.45), 0.7)
 
 
-def _mouth(pen, rng, person):
+def _mouth(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     x, y, width = person.turn * 1.2, rng.uniform(0.37, 0.41), rng.uniform(0.15, 0.21)
     smile, full = rng.uniform(0.0, 0.09), rng.uniform(0.025, 0.045)
     opening, is_open = rng.uniform(0.05, 0.11), rng.uniform() < 0.4
@@ -276,7 +298,7 @@ def _mouth(pen, rng, person):
         pen.stroke(_lens(x, y, width, 0, 0, smile)[: len(ACROSS)], 0.024, _shadow(lips, 0.5))
 
 
-def _glasses(pen, rng, person):
+def _glasses(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     colour = _vivid(rng, (0.2, 0.8), (0.1, 0.45))
     rx, ry, corner = rng.uniform(0.155, 0.175), rng.uniform(0.12, 0.16), rng.uniform(0.5, 1)
     if rng.uniform() > 0.2:

@@ -7,11 +7,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.errors import UserError
-from data.images import to_pixels, to_uint8
 from data.mnist import mnist_images, mnist_labels
+from data.pixels import to_pixels, to_uint8
 from models.classifier import Classifier, ClassifierConfig
 from training.checkpoint import load_model, save_model
-from training.optimizer import lr_factor
+from training.optimizer import LrSchedule
 
 CONFIG = ClassifierConfig(1, (32, 64, 64, 128), 128, 10)
 EPOCHS, BATCH, LR, SHIFT, SEED = 4, 128, 4e-3, 2, 0  # SHIFT: of digits, in pixels
@@ -45,28 +45,28 @@ def mnist_classifier(
 
 def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
     """A Classifier of images (N, 1, 28, 28) uint8, shifted at random, for labels (N,)."""
-    # The rate follows the project's schedule, warm-up and cosine.
     model = Classifier(CONFIG).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=1e-2)
     per_epoch = -(-len(images) // BATCH)
+    schedule = LrSchedule("cosine", EPOCHS * per_epoch, EPOCHS * per_epoch)
     with tqdm(total=EPOCHS * per_epoch, desc="classifier", unit="step") as bar:
         for step in range(EPOCHS * per_epoch):
             # Every epoch has an order of its own.
             if step % per_epoch == 0:
                 order = torch.randperm(len(images)).split(BATCH)
 
-            # Digits at a place of their own, padded with the background.
+            # The batch, all of it shifted alike over a background of black.
             batch = order[step % per_epoch]
             x = F.pad(to_pixels(images[batch]), [SHIFT] * 4, value=-1.0)
             top, left = torch.randint(2 * SHIFT + 1, (2,)).tolist()
             x = x[..., top : top + images.shape[2], left : left + images.shape[3]]
 
-            # The step.
+            # A step at the rate that the project's schedule has for it.
             loss = F.cross_entropy(model(x), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             for group in optimizer.param_groups:
-                group["lr"] = LR * lr_factor(step, EPOCHS * per_epoch)
+                group["lr"] = LR * schedule.factor(step)
             optimizer.step()
             bar.update()
     return model.eval()

@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from common.errors import UserError
-from data.images import load_batches, to_pixels
+from data.batches import load_batches
+from data.pixels import to_pixels
 from models.autoencoder import AutoencoderKL, DiagonalGaussian
 from training import figures
 from training.codec import reconstruct

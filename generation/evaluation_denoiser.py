@@ -1,7 +1,15 @@
 """How good a denoiser's samples are: measured, then told, kept and drawn.
 
 The floor of a distance is what real images, as many as there are samples, have to the test images:
-no sample can be expected to be nearer. B: batch, C, H, W: an image.
+no sample can be expected to be nearer. The record of an evaluation, as evaluation.jsonl keeps it:
+
+    denoiser, denoiser_id   the checkpoint's name and its fingerprint
+    label, protocol         the sampler, and all that was done, in words
+    counts                  samples, test images, training images
+    real                    names of the test images and of the training images
+    spaces                  {space: compare_features of samples, reconstructions and floor}
+    colours                 compare_colours of samples and test images
+    nearest                 compare_nearest of both; only where there is a training set
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +19,7 @@ from typing import Any
 
 import torch
 
-from data.images import to_pixels, to_uint8
+from data.pixels import to_pixels, to_uint8
 from generation.image_sets import (
     Description,
     RealImages,
@@ -62,15 +70,7 @@ def evaluate_denoiser(
 
     Samples are PNGs in folder; those there are kept. Where there is an autoencoder, its
     reconstructions of the test images are compared too: that distance is its share of the samples'.
-    Raises UserError as check_out and fill_folder do. The record:
-
-        denoiser, denoiser_id   the checkpoint's name and its fingerprint
-        label, protocol         the sampler, and all that was done, in words
-        counts                  samples, test images, training images
-        real                    names of the test images and of the training images
-        spaces                  {space: compare_features of samples, reconstructions and floor}
-        colours                 compare_colours of samples and test images
-        nearest                 compare_nearest of both; only where there is a training set
+    Raises UserError as check_out and fill_folder do.
     """
     # Samples: what would stop or spoil the evaluation is said before they are made.
     check_out(pipeline, folder)
@@ -92,7 +92,7 @@ def evaluate_denoiser(
 
     # The numbers.
     clipped = "x0 clipped" if pipeline.scheduler.config.clip_x0 else "x0 not clipped"
-    record = {
+    record: dict[str, Any] = {
         "denoiser": checkpoint,
         "denoiser_id": fingerprint(pipeline.model)[:16],
         "label": pipeline.label,
@@ -186,9 +186,9 @@ def draw_trade(folder: Path, record: Mapping[str, Any]) -> None:
     found: dict[str, Mapping[str, Any]] = {}
     paths = folder.parent.glob("*/evaluation.jsonl")
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
-        for r in read_records(path):
-            if all(r.get(key) == record[key] for key in ("denoiser_id", "counts", "real")):
-                found[r["label"]] = r
+        for other in read_records(path):
+            if all(other.get(key) == record[key] for key in ("denoiser_id", "counts", "real")):
+                found[other["label"]] = other
     found[record["label"]] = record
 
     # A point for each in every space that has numbers, and one for the floor.

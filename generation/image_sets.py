@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.errors import UserError
-from data.images import load_batches, to_pixels
+from data.batches import load_batches
+from data.pixels import to_pixels
+from generation.imagenet import BLOCKS, NUM_FEATURES, PACKAGE, imagenet_features
 from generation.metrics import frechet_distance, precision_recall
 from generation.seeing import TrainingSet, nearest
 from training.checkpoint import fingerprint
@@ -53,6 +55,17 @@ def autoencoder_spaces(codec: LatentCodec) -> list[Space]:
         Space(f"whitened latents of {name}", latents),
         Space(f"features of {name}", codec.features),
     ]
+
+
+def imagenet_spaces() -> list[Space]:
+    """The Space of ImageNet's features, in which different autoencoders' pictures can be compared;
+    none, and a sentence, where its package is not installed."""
+    features = imagenet_features()
+    if features is None:
+        print(f"no distance in ImageNet's features: that needs the package {PACKAGE}")
+        return []
+    name = f"{NUM_FEATURES} ImageNet features of EfficientNet-Lite0, after block {BLOCKS}"
+    return [Space(name, features)]
 
 
 # ---- Where they come from -----------------------------------------------------------------------
@@ -127,6 +140,7 @@ def describe(
     what, total: what they are called, and how many they are at most, for the progress bar. Raises
     UserError where there is none of them.
     """
+    # Batch by batch, of which no pixels are kept.
     features: dict[str, list[torch.Tensor]] = {space.name: [] for space in spaces}
     colours: list[torch.Tensor] = []
     x0: list[torch.Tensor] = []

@@ -12,7 +12,8 @@ from PIL import Image
 from common.choices import PICTURES
 from common.errors import UserError
 from common.files import make_folder
-from data.images import DAMAGED, to_uint8
+from data.damage import DAMAGED
+from data.pixels import to_uint8
 from generation import seeing
 from generation.pipeline import Pipeline
 from generation.seeing import TrainingSet

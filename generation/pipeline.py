@@ -4,7 +4,7 @@ The same for pixels (MNIST) and latents: only the codec differs. B: batch, C, H,
 [-1, 1], c, h, w: x0.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Pipeline:
         settings = "".join(f", {key} {value:g}" for key, value in self.sampling.used.items())
         return f"{self.sampling.sampler}, {self.steps} steps{settings}"
 
-    def noise(self, seeds: Iterable[int]) -> Draw:
+    def noise(self, seeds: Sequence[int]) -> Draw:
         """The noise of the pictures of these seeds, each from its own generator."""
         return picture_noise(seeds, self.shape, self.runtime.device)
 

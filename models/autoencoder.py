@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.blocks import Downsample, ResidualBlock, Stage, Upsample, check_divides, check_widths
+from models.blocks import Downsample, ResidualBlock, Stage, Upsample, check_widths
+from models.sizes import check_divides, stride
 
 NORM_EPS = 1e-6
 
@@ -38,15 +39,15 @@ class DiagonalGaussian:
     mean: torch.Tensor
     logvar: torch.Tensor
 
-    def sample(self):
+    def sample(self) -> torch.Tensor:
         """One draw, (B, c, h, w), by the reparameterisation of Kingma & Welling 2014, eq. 10."""
         return self.mean + (0.5 * self.logvar).exp() * torch.randn_like(self.mean)
 
-    def kl(self):
+    def kl(self) -> torch.Tensor:
         """KL divergence from N(0, 1) in nats, per latent value: (B, c, h, w)."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
 
-    def moments(self):
+    def moments(self) -> torch.Tensor:
         """Mean and logvar along the channels: (B, 2c, h, w)."""
         return torch.cat([self.mean, self.logvar], dim=1)
 
@@ -54,11 +55,11 @@ class DiagonalGaussian:
 class Encoder(nn.Module):
     """(B, C, H, W) -> (B, 2c, h, w)."""
 
-    def __init__(self, config):
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths, last = config.channels, len(config.channels) - 1
 
-        def resnet(c_in, c_out):
+        def resnet(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, config.groups, NORM_EPS)
 
         self.conv_in = nn.Conv2d(config.image_channels, widths[0], 3, padding=1)
@@ -74,7 +75,7 @@ class Encoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(c, 2 * config.latent_channels, 3, padding=1)
 
-    def features(self, x):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         """The deepest ones: (B, c_last, h, w)."""
         # fmt: off
         h = self.conv_in(x)                                         # (B, c0, H, W)
@@ -83,18 +84,18 @@ class Encoder(nn.Module):
         return self.mid_block(h)                                    # (B, c_last, h, w)
         # fmt: on
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv_out(F.silu(self.conv_norm_out(self.features(x))))
 
 
 class Decoder(nn.Module):
     """(B, c, h, w) -> (B, C, H, W); not bounded, displaying clamps."""
 
-    def __init__(self, config):
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths, last = config.channels, len(config.channels) - 1
 
-        def resnet(c_in, c_out):
+        def resnet(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, config.groups, NORM_EPS)
 
         c = widths[-1]
@@ -108,7 +109,7 @@ class Decoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(c, config.image_channels, 3, padding=1)
 
-    def forward(self, z):
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
         # fmt: off
         h = self.mid_block(self.conv_in(z))                         # (B, c_last, h, w)
         for stage in self.up_blocks:
@@ -120,31 +121,32 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """encode(x) -> posterior over z, decode(z) -> x. stride = 2^(levels - 1)."""
 
-    def __init__(self, config):
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         check_widths(config.channels, config.groups, config.blocks)
         self.config = config
-        self.stride = 2 ** (len(config.channels) - 1)
+        self.stride = stride(config.channels)
         z = config.latent_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1)
         self.post_quant_conv = nn.Conv2d(z, z, 1)
 
-    def encode(self, x):
+    def encode(self, x: torch.Tensor) -> DiagonalGaussian:
         """x: (B, C, H, W) in [-1, 1] -> DiagonalGaussian over (B, c, h, w), float32.
 
         logvar is clamped to [-30, 20]. Raises UserError when stride does not divide H and W.
         """
-        check_divides(*x.shape[-2:], self.stride)
+        height, width = x.shape[-2:]
+        check_divides(height, width, self.stride)
         mean, logvar = self.quant_conv(self.encoder(x)).float().chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
-    def decode(self, z):
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
         """z: (B, c, h, w), on the autoencoder's own scale -> (B, C, H, W), about [-1, 1]."""
         return self.decoder(self.post_quant_conv(z))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, DiagonalGaussian]:
         """x -> its reconstruction from one posterior sample (B, C, H, W), and that posterior."""
         posterior = self.encode(x)
         return self.decode(posterior.sample()), posterior

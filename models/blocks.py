@@ -4,6 +4,7 @@ B: batch, C: channels, H, W: height and width at the block, E: width of the time
 """
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from common.errors import UserError
 
 
-def timestep_embedding(t, dim):
+def timestep_embedding(t: torch.Tensor, dim: int) -> torch.Tensor:
     """Sinusoids of t: (B,) -> (B, dim), cosines first. Vaswani et al. 2017, section 3.5."""
     half = dim // 2
     k = torch.arange(half, device=t.device, dtype=torch.float32)
@@ -27,7 +28,15 @@ class ResidualBlock(nn.Module):
     convolution starts at zero, so that an untrained block is its shortcut (Ho et al. 2020's code).
     """
 
-    def __init__(self, c_in, c_out, groups, eps, emb_channels=None, dropout=0.0):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        groups: int,
+        eps: float,
+        emb_channels: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
@@ -36,11 +45,11 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        start_at_zero(self.conv2)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x, emb=None):
+    def forward(self, x: torch.Tensor, emb: torch.Tensor | None = None) -> torch.Tensor:
+        """x: (B, c_in, H, W), emb: (B, E) -> (B, c_out, H, W)."""
         # fmt: off
         h = self.conv1(F.silu(self.norm1(x)))                       # (B, c_out, H, W)
         if emb is not None:
@@ -50,42 +59,53 @@ class ResidualBlock(nn.Module):
         # fmt: on
 
 
+def start_at_zero(layer: nn.Module) -> None:
+    """Set all weights to 0; no random number is drawn for it."""
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
+
+
 class Downsample(nn.Module):
     """3x3 convolution of stride 2: (B, C, H, W) -> (B, C, H/2, W/2).
 
     The UNet pads all around; the autoencoder (pad_end) only below and on the right.
     """
 
-    def __init__(self, channels, pad_end=False):
+    def __init__(self, channels: int, pad_end: bool = False) -> None:
         super().__init__()
         self.pad_end = pad_end
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if pad_end else 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad_end else x)
 
 
 class Upsample(nn.Module):
     """Nearest neighbour x2, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Stage(nn.Module):
     """One resolution: residual blocks, then at most one resampler (both lists run in order)."""
 
-    def __init__(self, resnets, downsamplers=(), upsamplers=()):
+    def __init__(
+        self,
+        resnets: Iterable[nn.Module],
+        downsamplers: Iterable[nn.Module] = (),
+        upsamplers: Iterable[nn.Module] = (),
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.downsamplers = nn.ModuleList(downsamplers)
         self.upsamplers = nn.ModuleList(upsamplers)
 
-    def forward(self, h, emb=None):
+    def forward(self, h: torch.Tensor, emb: torch.Tensor | None = None) -> torch.Tensor:
         """Without skips (the autoencoder, and the UNet's middle)."""
         for resnet in self.resnets:
             h = resnet(h, emb)
@@ -94,7 +114,7 @@ class Stage(nn.Module):
         return h
 
 
-def norm_groups(width):
+def norm_groups(width: int) -> int:
     """Groups of a norm for networks whose widths are multiples of `width`: 16 channels in each.
 
     8 where 16 does not divide the width. Measured on a CPU in bf16 and channels_last: with groups
@@ -103,23 +123,10 @@ def norm_groups(width):
     return width // (8 if width % 16 else 16)
 
 
-def check_widths(channels, groups, blocks):
+def check_widths(channels: Sequence[int], groups: int, blocks: int) -> None:
     """Raise UserError unless there is a level, a block, and groups divides every width."""
     if not channels or min(channels) < 1 or blocks < 1 or groups < 1:
         raise UserError(f"needs positive widths and blocks, got {channels} and {blocks}")
     bad = [c for c in channels if c % groups]
     if bad:
         raise UserError(f"widths must be multiples of {groups} (groups of a norm), got {bad[0]}")
-
-
-SIZE_MULTIPLE = 16  # of images: the autoencoder's stride times that of the denoiser of its latents
-
-
-def check_divides(height, width, stride):
-    """Raise UserError, naming the nearest sizes that work, unless stride divides both sides."""
-    if height % stride or width % stride or min(height, width) < stride:
-        nearest = "x".join(str(max(stride, round(n / stride) * stride)) for n in (height, width))
-        raise UserError(
-            f"height and width must be multiples of {stride}, but the size is {height}x{width}; "
-            f"the nearest that works is {nearest}"
-        )

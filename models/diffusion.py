@@ -1,14 +1,19 @@
 """The loss of Ho et al. 2020, a function of a callable model(xt, t) -> eps_hat; how often each t is
 drawn for it, and how much it counts."""
 
+from collections.abc import Callable
+
 import torch
 
 from common.errors import UserError
+from models.scheduler import DDPMScheduler
+
+Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (xt, t) -> eps_hat
 
 LOG_MEAN, LOG_STD, SHARE = -0.2, 1.2, 0.7  # of the density "lognormal", see timestep_density
 
 
-def epsilon(model, scheduler):
+def epsilon(model: Denoiser, scheduler: DDPMScheduler) -> Denoiser:
     """The callable (xt, t) -> eps_hat that losses and samplers work with, of a network
     that puts out eps or v, as the scheduler's config says.
 
@@ -16,14 +21,20 @@ def epsilon(model, scheduler):
     shows anyway need not pass through the network, whose error at large t then stays small.
     """
 
-    def eps_hat(xt, t):
+    def eps_hat(xt: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         out = model(xt, t).to(xt.dtype)  # within autocast it may be half as precise
         return out if scheduler.config.prediction == "eps" else scheduler.eps_from_v(xt, out, t)
 
     return eps_hat
 
 
-def denoising_loss(model, scheduler, x0, t, eps=None):
+def denoising_loss(
+    model: Denoiser,
+    scheduler: DDPMScheduler,
+    x0: torch.Tensor,
+    t: torch.Tensor,
+    eps: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Squared error of eps_hat per sample, (B,); x0: (B, C, H, W), t: (B,). model: (xt, t) ->
     eps_hat.
 
@@ -43,22 +54,26 @@ class Objective:
     whatever the density (importance sampling).
     """
 
-    def __init__(self, scheduler, density, gamma, device):
-        density = timestep_density(scheduler, density)
-        importance = 1 / (scheduler.num_steps * density)
+    def __init__(
+        self, scheduler: DDPMScheduler, density: str, gamma: float, device: torch.device | str
+    ) -> None:
+        probability = timestep_density(scheduler, density)
+        importance = 1 / (scheduler.num_steps * probability)
         self.scheduler = scheduler
-        self.density = density.float().to(device)
+        self.density = probability.float().to(device)
         self.importance = importance.float().to(device)
         self.weights = (importance * min_snr_weights(scheduler, gamma)).float().to(device)
 
-    def __call__(self, model, x0):
+    def __call__(
+        self, model: Denoiser, x0: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The scalar to minimise; the losses (B,) that it is made of; their t (B,)."""
         t = draw_timesteps(self.density, len(x0))
         losses = denoising_loss(model, self.scheduler, x0, t)
         return (self.weights[t] * losses).mean(), losses, t
 
 
-def min_snr_weights(scheduler, gamma):
+def min_snr_weights(scheduler: DDPMScheduler, gamma: float) -> torch.Tensor:
     """How much each t's loss counts, (T,) float32 of mean 1.
 
     In proportion to min(SNR, gamma) / SNR, where SNR = alpha_bar / (1 - alpha_bar). Detail that
@@ -73,7 +88,7 @@ def min_snr_weights(scheduler, gamma):
     return (weights / weights.mean()).float()
 
 
-def timestep_density(scheduler, name):
+def timestep_density(scheduler: DDPMScheduler, name: str) -> torch.Tensor:
     """Probability of drawing each t in training, (T,) float64 of sum 1.
 
     "uniform": Ho et al. 2020. "lognormal": in SHARE of the draws the logarithm of noise to signal,
@@ -87,14 +102,13 @@ def timestep_density(scheduler, name):
         raise UserError(f"t is drawn from the density uniform or lognormal, not {name}")
     if name == "uniform" or scheduler.num_steps == 1:
         return uniform
-    bar = scheduler.alpha_bar
-    log_ratio = 0.5 * ((1 - bar) / bar).log()
+    log_ratio = 0.5 * ((1 - scheduler.alpha_bar) / scheduler.alpha_bar).log()
     edges = torch.cat([log_ratio[:1], (log_ratio[1:] + log_ratio[:-1]) / 2, log_ratio[-1:]])
     mass = torch.special.ndtr((edges - LOG_MEAN) / LOG_STD).diff()
     return SHARE * mass / mass.sum() + (1 - SHARE) * uniform
 
 
-def draw_timesteps(density, n):
+def draw_timesteps(density: torch.Tensor, n: int) -> torch.Tensor:
     """t: (n,) of probabilities density: (T,), on its device."""
     uniform = torch.rand(n, dtype=density.dtype, device=density.device)
     t = torch.searchsorted(density.cumsum(0), uniform, right=True)

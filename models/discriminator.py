@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,11 +26,14 @@ class PatchDiscriminator(nn.Module):
     logit never depends on the other images of the batch.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
         c = config.channels
-        body = [nn.Conv2d(config.image_channels, c, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        body: list[nn.Module] = [
+            nn.Conv2d(config.image_channels, c, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
         for i in range(1, config.layers + 1):
             width = config.channels * 2 ** min(i, 3)
             stride = 2 if i < config.layers else 1
@@ -42,11 +46,11 @@ class PatchDiscriminator(nn.Module):
         self.body = nn.Sequential(*body)
         self.head = nn.Conv2d(c, 1, 4, padding=1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(x)).float()
 
 
-def with_low_frequencies(x_hat, x):
+def with_low_frequencies(x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """x_hat with x's low frequencies in place of its own; (B, C, H, W), BLOCK divides H and W.
 
     Low frequencies are the means over blocks, enlarged bilinearly. Where x_hat differs from x by a
@@ -59,12 +63,12 @@ def with_low_frequencies(x_hat, x):
     return x_hat + F.interpolate(difference, scale_factor=BLOCK, mode="bilinear")
 
 
-def generator_loss(fake_logits):
+def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
     """-D(x_hat), mean over the patches' logits (B, 1, h, w): a scalar."""
     return -fake_logits.mean()
 
 
-def discriminator_loss(real_logits, fake_logits):
+def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
     """Hinge loss, mean over the patches' logits (B, 1, h, w) (Lim & Ye 2017, arXiv:1705.02894): a
     scalar."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())

@@ -6,6 +6,7 @@ B: batch, C: in_channels, H, W: height and width, c0, c1, ..: the widths `channe
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +17,11 @@ from models.blocks import (
     ResidualBlock,
     Stage,
     Upsample,
-    check_divides,
     check_widths,
+    start_at_zero,
     timestep_embedding,
 )
+from models.sizes import check_divides, stride
 
 NORM_EPS = 1e-5
 
@@ -42,17 +44,23 @@ class UNetConfig:
 class UNet(nn.Module):
     """forward(xt, t) -> eps_hat or v_hat. stride = 2^(levels - 1) divides H and W."""
 
-    def __init__(self, config):
+    down_blocks: Any  # ModuleLists of Stage, whose items a type checker cannot know
+    up_blocks: Any
+
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         check_widths(config.channels, config.groups, config.blocks)
         self.config = config
-        self.stride = 2 ** (len(config.channels) - 1)
+        self.stride = stride(config.channels)
+
+        # All blocks are alike but for their widths.
         widths, last = config.channels, len(config.channels) - 1
         emb_channels = 4 * widths[0]
 
-        def resnet(c_in, c_out):
+        def resnet(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, config.groups, NORM_EPS, emb_channels, config.dropout)
 
+        # t as a vector for every block, and the image as features.
         self.time_embedding = nn.ModuleDict(
             {
                 "linear_1": nn.Linear(widths[0], emb_channels),
@@ -65,7 +73,7 @@ class UNet(nn.Module):
         self.down_blocks = nn.ModuleList()
         skips, c = [widths[0]], widths[0]
         for i, width in enumerate(widths):
-            resnets = []
+            resnets: list[nn.Module] = []
             for _ in range(config.blocks):
                 resnets.append(resnet(c, width))
                 c = width
@@ -74,6 +82,7 @@ class UNet(nn.Module):
             if i < last:
                 skips.append(c)
 
+        # Middle: nothing is kept, nothing comes beside.
         self.mid_block = Stage([resnet(c, c), resnet(c, c)])
 
         # Up: every block takes the newest skip beside what comes from below.
@@ -85,23 +94,27 @@ class UNet(nn.Module):
                 c = width
             self.up_blocks.append(Stage(resnets, upsamplers=[Upsample(c)] if i < last else []))
 
+        # Back to the image. An untrained network predicts 0: its first loss is the noise's own
+        # variance, 1.
         self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(c, config.in_channels, 3, padding=1)
-        # An untrained network predicts 0: its first loss is the noise's own variance, 1.
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        start_at_zero(self.conv_out)
 
-    def forward(self, xt, t):
+    def forward(self, xt: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """xt: (B, C, H, W), t: (B,) in 0 .. T-1 -> eps_hat or v_hat: (B, C, H, W).
 
         Raises UserError when H or W is not a multiple of `stride`.
         """
-        check_divides(*xt.shape[-2:], self.stride)
+        height, width = xt.shape[-2:]
+        check_divides(height, width, self.stride)
+
         # fmt: off
+        # What t is, for all blocks.
         emb = timestep_embedding(t, self.config.channels[0])        # (B, c0)
         emb = self.time_embedding["linear_1"](emb)                  # (B, 4 c0)
         emb = self.time_embedding["linear_2"](F.silu(emb))          # (B, 4 c0)
 
+        # Down, keeping what the way up needs beside it.
         h = self.conv_in(xt)                                        # (B, c0, H, W)
         skips = [h]
         for stage in self.down_blocks:                              # in level i: (B, ci, H/2^i, ..)
@@ -112,13 +125,16 @@ class UNet(nn.Module):
                 h = downsample(h)
                 skips.append(h)
 
+        # The middle, where a pixel sees most of the image.
         h = self.mid_block(h, emb)                                  # (B, c_last, H/.., W/..)
 
+        # Up: every block takes the newest skip that is left, which has its own size.
         for stage in self.up_blocks:
             for resnet in stage.resnets:
                 h = resnet(torch.cat([h, skips.pop()], dim=1), emb)
             for upsample in stage.upsamplers:
                 h = upsample(h)
 
+        # Back to the channels of xt.
         return self.conv_out(F.silu(self.conv_norm_out(h)))         # (B, C, H, W)
         # fmt: on

@@ -71,9 +71,9 @@ def exact_denoiser(s):
     """E[eps | xt] for x0 ~ N(MEAN, STD^2): linear in xt."""
 
     def model(xt, t):
-        bar = s.alpha_bar[t].view(-1, 1, 1, 1)
-        variance = bar * STD**2 + 1 - bar
-        return (1 - bar).sqrt() * (xt - bar.sqrt() * MEAN) / variance
+        alpha_bar = s.alpha_bar[t].view(-1, 1, 1, 1)
+        variance = alpha_bar * STD**2 + 1 - alpha_bar
+        return (1 - alpha_bar).sqrt() * (xt - alpha_bar.sqrt() * MEAN) / variance
 
     return model
 
@@ -82,10 +82,10 @@ def exact_v(s):
     """E[v | xt] for the same x0, as a network that predicts v would put it out."""
 
     def model(xt, t):
-        bar = s.alpha_bar[t].view(-1, 1, 1, 1)
+        alpha_bar = s.alpha_bar[t].view(-1, 1, 1, 1)
         eps_hat = exact_denoiser(s)(xt, t)
-        x0_hat = (xt - (1 - bar).sqrt() * eps_hat) / bar.sqrt()
-        return bar.sqrt() * eps_hat - (1 - bar).sqrt() * x0_hat
+        x0_hat = (xt - (1 - alpha_bar).sqrt() * eps_hat) / alpha_bar.sqrt()
+        return alpha_bar.sqrt() * eps_hat - (1 - alpha_bar).sqrt() * x0_hat
 
     return model
 

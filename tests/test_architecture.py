@@ -1,16 +1,34 @@
-"""The arrows between the rooms, and what may be imported where."""
+"""The arrows between the rooms, what may be imported where, and how long code may be."""
 
 import ast
+import re
 import subprocess
 import sys
 
 import pytest
 from helpers import ROOT
 
-PACKAGES = ("models", "data", "training")
 SCRIPTS = ("mnist_diffusion", "train_encoder", "latent_diffusion")
-ALLOWED = {"models": {"models"}, "data": {"data"}, "training": {"training", "models", "data"}}
-RUNTIME = {"torch", "torchvision", "safetensors", "numpy", "matplotlib", "tqdm", "PIL"}
+ALLOWED = {  # what each room imports of the project
+    "common": {"common"},
+    "command_line": {"command_line", "common"},
+    "models": {"models", "common"},
+    "data": {"data", "common"},
+    "training": {"training", "models", "data", "common"},
+    "generation": {"generation", "training", "models", "data", "common"},
+}
+OURS = {*ALLOWED, *SCRIPTS, "benchmarks", "tests"}
+WITHOUT_TORCH = ("common", "command_line")  # --help must answer at once
+REQUIRED = re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)
+RUNTIME = {{"pillow": "PIL"}.get(package, package) for package in REQUIRED}
+SCRIPT_FILES = [ROOT / f"{script}.py" for script in SCRIPTS]
+PRODUCT = [*SCRIPT_FILES, *(p for room in ALLOWED for p in sorted((ROOT / room).glob("*.py")))]
+
+FILE_LINES, FUNCTION_LINES, LOOP_LINES = 350, 60, 100
+LOOPS = {  # (file, function): a training loop reads best from top to bottom
+    ("training/denoiser.py", "train"),
+    ("training/autoencoder.py", "train"),
+}
 
 
 def imports(path):
@@ -25,27 +43,73 @@ def imports(path):
     return names
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_arrows_run_down_only(package):
-    for path in (ROOT / package).glob("*.py"):
-        ours = imports(path) & {*PACKAGES, *SCRIPTS, "benchmarks"}
-        assert ours <= ALLOWED[package], f"{path.name} must not import {ours - ALLOWED[package]}"
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
 
 
-def test_only_runtime_packages_are_imported():
-    files = [p for package in PACKAGES for p in (ROOT / package).glob("*.py")]
-    for path in [*files, *(ROOT / f"{script}.py" for script in SCRIPTS)]:
-        foreign = imports(path) - set(sys.stdlib_module_names) - {*PACKAGES}
-        assert foreign <= RUNTIME, f"{path.name} imports {foreign - RUNTIME}"
+def too_long(path):
+    """What of a file is longer than it may be, in words."""
+    text, name = path.read_text(), name_of(path)
+    lines = len(text.splitlines())
+    found = [f"{name}: {lines} lines"] if lines > FILE_LINES else []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            if lines > (LOOP_LINES if (name, node.name) in LOOPS else FUNCTION_LINES):
+                found.append(f"{name}: {node.name} has {lines} lines")
+    return found
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_arrows_run_down_only(room):
+    for path in (ROOT / room).glob("*.py"):
+        wrong = imports(path) & OURS - ALLOWED[room]
+        assert not wrong, f"{name_of(path)} must not import {wrong}"
+
+
+@pytest.mark.parametrize("path", SCRIPT_FILES, ids=SCRIPTS)
+def test_scripts_import_no_script_and_no_benchmark(path):
+    assert not imports(path) & {*SCRIPTS, "benchmarks", "tests"}
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_rooms_of_the_rim_import_no_torch(room):
+    """Nor anything else that takes a second."""
+    for path in (ROOT / room).glob("*.py"):
+        assert not imports(path) & RUNTIME, name_of(path)
+
+
+def test_every_room_is_known():
+    """A new package must be given its arrows here."""
+    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert packages == {*ALLOWED, "benchmarks"}
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_only_runtime_packages_are_imported(path):
+    foreign = imports(path) - set(sys.stdlib_module_names) - OURS
+    assert foreign <= RUNTIME, f"{name_of(path)} imports {foreign - RUNTIME}"
 
 
 def test_only_figures_imports_matplotlib():
-    files = [p for p in ROOT.glob("*/*.py") if p.parent.name in PACKAGES] + list(ROOT.glob("*.py"))
-    assert {p.name for p in files if "matplotlib" in imports(p)} == {"figures.py"}
+    assert {p.name for p in PRODUCT if "matplotlib" in imports(p)} == {"figures.py"}
 
 
 def test_package_inits_are_empty():
-    assert all((ROOT / package / "__init__.py").read_text() == "" for package in PACKAGES)
+    assert all(p.read_text() == "" for p in ROOT.glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_files_and_functions_are_short(path):
+    long = too_long(path)
+    assert not long, "; ".join(long)
+
+
+def test_exceptions_are_there():
+    """A function that was renamed takes its exception with it."""
+    for file, function in LOOPS:
+        tree = ast.parse((ROOT / file).read_text())
+        assert function in {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -61,6 +125,7 @@ def test_help_imports_no_torch(script):
     assert "examples:" in done.stdout
 
 
+@pytest.mark.slow  # 14 s on one core: a process imports all there is
 def test_importing_the_scripts_does_nothing(tmp_path):
     """Importing has no side effect: it parses nothing, writes nothing."""
     code = f"import sys; sys.path.insert(0, r'{ROOT}')\n"

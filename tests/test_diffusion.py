@@ -26,14 +26,15 @@ def test_loss_is_the_squared_error_per_sample():
 
 
 def test_loss_of_the_exact_denoiser_is_the_conditional_variance():
-    """E (eps - E[eps | xt])^2 = bar STD^2 / (bar STD^2 + 1 - bar), and no model does better."""
+    """E (eps - E[eps | xt])^2 = alpha_bar STD^2 / (alpha_bar STD^2 + 1 - alpha_bar), and no model
+    does better."""
     s, n = scheduler(), 200_000
     x0 = MEAN + STD * torch.randn(n, 1, 1, 1, dtype=torch.float64)
     for step in (10, 200, 700):
         t = torch.full((n,), step)
         losses = denoising_loss(exact_denoiser(s), s, x0, t)
-        bar = s.alpha_bar[step].item()
-        want = bar * STD**2 / (bar * STD**2 + 1 - bar)
+        alpha_bar = s.alpha_bar[step].item()
+        want = alpha_bar * STD**2 / (alpha_bar * STD**2 + 1 - alpha_bar)
         assert losses.mean().item() == pytest.approx(want, rel=0.02)
 
 
@@ -51,7 +52,7 @@ def test_min_snr_weights_are_those_of_the_paper():
     noisy = snr <= 5
     ratio = weights / torch.where(noisy, 1.0, 5.0 / snr).float()
     torch.testing.assert_close(ratio, ratio[-1].expand(1000))
-    assert 100 < int((~noisy).sum()) < 900  # both kinds are there
+    assert 100 < int((~noisy).sum()) < 900  # both are there
     assert torch.equal(min_snr_weights(s, 0), torch.ones(1000))
 
 

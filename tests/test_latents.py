@@ -2,21 +2,18 @@
 
 import json
 import math
-import os
 import shutil
-import time
-from itertools import islice
 
 import pytest
 import torch
 from helpers import write_images
 from torch.nn.functional import avg_pool2d
 
-from common.files import make_folder, remove_leftovers, write_atomic
 from data import latents
-from data.images import BadFiles, open_images, to_pixels
+from data.damage import BadFiles
+from data.images import open_images
 from data.latents import LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
-from data.order import ShuffledOrder
+from data.pixels import to_pixels
 
 SHAPE = (3, 4, 5)  # latents of images of 16x20
 POSITION = torch.linspace(-1, 1, 5)  # the encoder knows left from right
@@ -418,119 +415,3 @@ def test_cache_id_is_of_all_that_matters(tmp_path):
     others.append(cache_id("encoder 1", datasets(), False))
     assert len({one, *others}) == 1 + len(others)
     assert all(name.isalnum() for name in (one, *others))  # the name of a folder
-
-
-# ---- The order of training ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n, batch", [(1, 1), (10, 1), (10, 3), (10, 5), (10, 10), (7, 100)])
-@pytest.mark.parametrize("seed", [0, 1, 12345])
-def test_every_epoch_is_a_permutation_less_the_remainder(n, batch, seed):
-    order = ShuffledOrder(n, batch, seed)
-    assert order.steps_per_epoch == n // min(batch, n)
-    for epoch in range(4):
-        first = epoch * order.steps_per_epoch
-        steps = [order.indices(first + i) for i in range(order.steps_per_epoch)]
-        assert all(step.shape == (min(batch, n),) for step in steps)
-        seen = torch.cat(steps).tolist()
-        assert len(set(seen)) == len(seen) == n - n % min(batch, n)
-        assert set(seen) <= set(range(n))
-
-
-def test_epochs_and_seeds_differ():
-    def epoch(seed, k):
-        return tuple(ShuffledOrder(50, 50, seed).indices(k).tolist())
-
-    orders = {epoch(seed, k) for seed in range(10) for k in range(10)} | {tuple(range(50))}
-    assert len(orders) == 101
-
-
-def test_the_remainder_is_another_one_in_each_epoch():
-    """Nothing is left out for good."""
-    order = ShuffledOrder(10, 4, seed=0)
-    assert {i for step in range(40) for i in order.indices(step).tolist()} == set(range(10))
-
-
-def test_order_is_a_function_of_seed_and_step():
-    torch.manual_seed(1)
-    order = ShuffledOrder(11, 3, seed=7)
-    sequence = [order.indices(step).tolist() for step in range(20)]
-    torch.manual_seed(2)
-    state = torch.get_rng_state()
-    other = ShuffledOrder(11, 3, seed=7)
-    for step in (19, 0, 7, 6, 3, 2, 19, 5):
-        assert other.indices(step).tolist() == sequence[step]
-        assert ShuffledOrder(11, 3, seed=7).indices(step).tolist() == sequence[step]
-    assert torch.equal(torch.get_rng_state(), state)  # it takes no number of the run's
-
-
-def test_since_goes_through_the_steps():
-    order = ShuffledOrder(11, 3, seed=7)
-    expected = [order.indices(step).tolist() for step in range(20)]
-    assert list(islice(order.since(0), 20)) == expected
-    resumed = ShuffledOrder(11, 3, seed=7).since(5)
-    assert list(islice(resumed, 15)) == expected[5:]
-    assert next(order.since(2)) == expected[2]
-
-
-# ---- Files are finished or absent ---------------------------------------------------------------
-
-
-def test_write_atomic_replaces_at_the_end(tmp_path):
-    path, seen = tmp_path / "new" / "folder" / "file.txt", []
-
-    def write(text):
-        def writer(temporary):
-            temporary.write_text(text)
-            seen.append((temporary.parent, path.read_text() if path.exists() else None))
-
-        return writer
-
-    write_atomic(path, write("old"))
-    write_atomic(str(path), write("new"))
-    assert seen == [(path.parent, None), (path.parent, "old")]
-    assert content(path.parent) == {"file.txt": b"new"}
-
-
-def test_a_folder_that_cannot_be_used_is_named(tmp_path, monkeypatch):
-    make_folder(tmp_path / "a" / "b")
-    make_folder(tmp_path / "a" / "b")  # where it is, it stays
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file.b cannot be made \("):
-        make_folder(tmp_path / "file" / "b")
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with pytest.raises(ValueError, match="a.b cannot be written to"):
-        make_folder(tmp_path / "a" / "b")
-
-
-def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
-    for name, hours in {
-        "a.state.123.tmp": 25,
-        "b.state.124.tmp": 23,
-        "a.state": 25,
-        "c.tmp": 25,
-    }.items():
-        (tmp_path / name).write_text("")
-        then = time.time() - 3600 * hours
-        os.utime(tmp_path / name, (then, then))
-    remove_leftovers(tmp_path)
-    assert set(content(tmp_path)) == {"b.state.124.tmp", "a.state", "c.tmp"}
-
-
-@pytest.mark.parametrize("begun", [True, False])
-@pytest.mark.parametrize("old", ["old", None])
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_failing_writer_changes_nothing(tmp_path, begun, old, error):
-    path = tmp_path / "file.txt"
-    if old:
-        path.write_text(old)
-    before = content(tmp_path)
-
-    def writer(temporary):
-        if begun:
-            temporary.write_text("half of the n")
-        raise error
-
-    with pytest.raises(error):
-        write_atomic(path, writer)
-    assert content(tmp_path) == before

@@ -9,16 +9,40 @@ from torch import nn
 
 from common.errors import UserError
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
-from training.optimizer import MAX_GRADIENT, Optimizer, lr_factor
+from training.optimizer import MAX_GRADIENT, LrSchedule, Optimizer
 
 
-def test_rate_warms_up_then_falls():
-    rates = [lr_factor(step, 1000) for step in range(1000)]
-    top = rates.index(max(rates))
-    assert max(rates) == 1 and 45 <= top <= 55
-    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
-    assert rates[0] > 0 and rates[-1] == pytest.approx(0.01, abs=1e-4)
-    assert all(0 < lr_factor(step, steps) <= 1 for steps in (1, 2, 7) for step in range(steps))
+def rates(name, steps, begun_as=None):
+    schedule = LrSchedule(name, steps, begun_as or steps)
+    return [schedule.factor(step) for step in range(steps)]
+
+
+@pytest.mark.parametrize(("name", "last"), [("cosine", 0.01), ("trapezoid", 0.0)])
+def test_rate_warms_up_then_falls(name, last):
+    found = rates(name, 1000)
+    top = found.index(max(found))
+    assert max(found) == 1 and 45 <= top <= 55
+    assert found[:top] == sorted(found[:top]) and found[top:] == sorted(found[top:], reverse=True)
+    assert found[0] > 0 and found[-1] == pytest.approx(last, abs=3e-3)
+    assert all(0 < rate <= 1 for steps in (1, 2, 7) for rate in rates(name, steps))
+
+
+def test_a_trapezoid_stays_up_until_its_last_fifth():
+    """There it falls by 1 - sqrt (Hägele et al. 2024)."""
+    found = rates("trapezoid", 1000)
+    assert set(found[50:801]) == {1.0} and found[801] < 1
+    assert found[850] == pytest.approx(1 - math.sqrt(50 / 200))
+
+
+def test_a_longer_run_has_the_same_rates_until_the_shorter_one_falls():
+    short, long = rates("trapezoid", 1000), rates("trapezoid", 5000, begun_as=1000)
+    fall = LrSchedule("trapezoid", 1000, 1000).fall_start
+    assert short[:fall] == long[:fall] and short[fall + 1] < long[fall + 1]
+
+
+def test_no_schedule_of_another_name():
+    with pytest.raises(UserError, match="trapezoid or cosine, not linear"):
+        LrSchedule("linear", 10, 10)
 
 
 def test_gradient_is_clipped_and_its_norm_reported():

@@ -87,9 +87,9 @@ BETAS = {
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_scheduler_is_ddpmscheduler_fixed_large(schedule, prediction, clip):
-    kind = {"eps": "epsilon", "v": "v_prediction"}[prediction]
+    predicted = {"eps": "epsilon", "v": "v_prediction"}[prediction]
     theirs = diffusers.DDPMScheduler(
-        num_train_timesteps=1000, **BETAS[schedule], prediction_type=kind,
+        num_train_timesteps=1000, **BETAS[schedule], prediction_type=predicted,
         variance_type="fixed_large", clip_sample=clip,
     )  # fmt: skip
     theirs.set_timesteps(1000)

@@ -21,13 +21,14 @@ import latent_diffusion
 from command_line.flags import TRAIN, Resuming
 from command_line.parsers import parse_encoder, parse_latent, parse_mnist
 from data import images
-from data.images import open_images, to_pixels
+from data.images import open_images
 from data.latents import LatentDataset
 from data.mnist import mnist_images
+from data.pixels import to_pixels
 from training import autoencoder, denoiser
 from training.checkpoint import load_model, load_state, save_model
 from training.ema import EMA
-from training.optimizer import Optimizer, lr_factor
+from training.optimizer import LrSchedule, Optimizer
 from training.progress import Progress
 from training.records import read_metrics
 
@@ -109,7 +110,7 @@ def test_the_autoencoder_minimises_l2_kl_and_gan(folder, monkeypatch, optimized)
     for step, record in enumerate(read_metrics("fig/autoencoder/metrics.jsonl", "a")):
         assert record["step"] == step + 1
         losses.append(record["loss_rec"] + 0.5 * record["loss_kl"] + 5 * record["gan_weight"])
-        rates.append(lr_factor(step, STEPS))
+        rates.append(LrSchedule("cosine", STEPS, STEPS).factor(step))
         if step >= STEPS / 2:
             losses.append(0.0)
             rates.append(1.0)
@@ -153,7 +154,8 @@ def test_the_denoiser_takes_its_flags(folder, monkeypatch, optimized, kind):
     assert made == [(density, 2.0)]
     model, facts = load_model(newest(kind), "UNet")
     assert model.config.dropout == 0.3
-    assert [rate for _, rate in optimized] == [lr_factor(step, STEPS) for step in range(STEPS)]
+    rate = LrSchedule("cosine", STEPS, STEPS).factor
+    assert [used for _, used in optimized] == [rate(step) for step in range(STEPS)]
     schedule = {"num_steps": 1000, "schedule": "scaled_linear", "prediction": other[-1]}
     assert facts["scheduler"] == {**schedule, "clip_x0": kind == "mnist"}
 

@@ -83,7 +83,7 @@ def test_what_is_due(tmp_path, monkeypatch, steps, per_epoch):
     """Reports about 200 times or at every step, checkpoints at the ends of at most 10 epochs, and
     all of it at the end; validations and figures only with a report."""
     monkeypatch.chdir(tmp_path)
-    run = Run("kind", "a", steps, order(per_epoch), cpu(), {}, {})
+    run = Run("kind", "a", steps, order(per_epoch), cpu(), {"lr_schedule": "cosine"}, {})
     done = {name: {step for step in range(1, steps + 1) if due(step)} for name, due in (
         ("report", run.report_due), ("validate", run.validate_due),
         ("figures", run.figures_due), ("save", run.save_due),
@@ -240,6 +240,41 @@ def test_prolonged_run_never_overwrites_a_checkpoint(digits):
     assert first.read_bytes() == before
     _, facts = load_model(first.with_name("a_epoch0001_step5.safetensors"), "UNet")
     assert facts["step"] == 5 and facts["epoch"] == 1 and facts["data_root"] == "data"
+
+
+def test_a_prolonged_trapezoid_ends_as_if_it_had_been_that_long_from_the_start(digits):
+    """It goes on from the state before its fall, to the bit, and forgets the records of the fall;
+    the checkpoint of its first end stays."""
+    flags = (*SMALL, "--lr-schedule", "trapezoid")
+    run_digits(*flags, "--steps", 20, "--name", "whole")
+    run_digits(*flags, "--steps", 10, "--name", "parts")
+    assert load_state("checkpoints/mnist/parts.state-before-fall")["step"] == 8
+    run_digits("--resume", "parts", "--steps", 20)
+    whole, parts = losses("mnist", "whole"), losses("mnist", "parts")
+    assert whole == parts and len(whole) == 20
+    folder = Path("checkpoints/mnist")
+    ends = [folder / f"{name}_epoch0003.safetensors" for name in ("whole", "parts")]
+    assert_same_weights("UNet", *ends)
+    assert (folder / "parts_epoch0002.safetensors").is_file()
+
+
+def test_a_trapezoid_that_has_not_begun_to_fall_goes_on_from_its_last_state(digits, monkeypatch):
+    flags = (*SMALL, "--lr-schedule", "trapezoid")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=5)
+        with pytest.raises(KeyboardInterrupt):
+            run_digits(*flags, "--steps", 10, "--name", "a")
+    run_digits("--resume", "--steps", 20)
+    assert [step for step, _ in losses("mnist", "a")] == list(range(1, 21))
+
+
+def test_gan_phases_stay_where_they_were_when_a_run_is_prolonged(pictures):
+    small = ("--data", "pictures", "--size", "16x16", "--batch", 4, "--channels", 8)
+    run_encoder(*small, "--steps", 8, "--name", "a")
+    run_encoder("--resume", "--steps", 12)
+    weights = losses("autoencoder", "a", "gan_weight")
+    assert [step for step, weight in weights if weight] == list(range(6, 13))
+    assert weights[-1] == (12, 2.0)
 
 
 def test_changed_data_are_noticed_on_resume(pictures):

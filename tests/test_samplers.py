@@ -30,52 +30,55 @@ CASES = [
 ]
 
 
-def alpha_bar(s, t):
+def alpha_bar_at(s, t):
     return s.alpha_bar[t].item() if t >= 0 else 1.0
 
 
-def marginal_variance(bar):
+def marginal_variance(alpha_bar):
     """Of xt, for x0 ~ N(MEAN, STD^2)."""
-    return bar * STD**2 + 1 - bar
+    return alpha_bar * STD**2 + 1 - alpha_bar
 
 
 def recursion(s, sampler, timesteps, eta=0.0, sigma_scale=1.0):
     """(mean, variance) at the end, from N(0, 1), in closed form, step by step.
 
-    In y = xt - sqrt(bar) MEAN every step is linear: y <- slope y + past y_last + noise z.
+    In y = xt - sqrt(alpha_bar) MEAN every step is linear: y <- slope y + past y_last + noise z.
     """
     first = timesteps[0][0]
-    offset = -math.sqrt(alpha_bar(s, first)) * MEAN  # the mean of y
+    offset = -math.sqrt(alpha_bar_at(s, first)) * MEAN  # the mean of y
     variance, slope_all, slope_last, last = 1.0, 1.0, None, None
     skips = len(timesteps) < s.num_steps
     for t, t_prev in timesteps:
-        bar, prev = alpha_bar(s, t), alpha_bar(s, t_prev)
-        gain = math.sqrt(bar) * STD**2 / marginal_variance(bar)  # of x0_hat: MEAN + gain y
-        posterior = (1 - prev) / (1 - bar) * (1 - bar / prev)
+        alpha_bar, alpha_bar_prev = alpha_bar_at(s, t), alpha_bar_at(s, t_prev)
+        # x0_hat is MEAN + gain y.
+        gain = math.sqrt(alpha_bar) * STD**2 / marginal_variance(alpha_bar)
+        posterior = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         noise, past = 0.0, 0.0
         if sampler == "ddpm":
-            beta = 1 - bar / prev
-            slope = math.sqrt(prev) * beta / (1 - bar) * gain
-            slope += math.sqrt(1 - beta) * (1 - prev) / (1 - bar)
+            beta = 1 - alpha_bar / alpha_bar_prev
+            slope = math.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar) * gain
+            slope += math.sqrt(1 - beta) * (1 - alpha_bar_prev) / (1 - alpha_bar)
             noise = sigma_scale**2 * (posterior if skips else beta) * (t_prev >= 0)
         elif sampler == "ddim":
-            direction = math.sqrt(1 - prev - eta**2 * posterior)
-            slope = math.sqrt(prev) * gain
-            slope += direction * math.sqrt(1 - bar) / marginal_variance(bar)
+            direction = math.sqrt(1 - alpha_bar_prev - eta**2 * posterior)
+            slope = math.sqrt(alpha_bar_prev) * gain
+            slope += direction * math.sqrt(1 - alpha_bar) / marginal_variance(alpha_bar)
             noise = sigma_scale**2 * eta**2 * posterior
         elif t_prev < 0:
             slope = gain
-        else:  # e^-h = sqrt(bar (1 - prev) / (prev (1 - bar)))
-            shrink = math.sqrt(bar * (1 - prev) / (prev * (1 - bar)))
-            h, weight = -math.log(shrink), math.sqrt(prev) * (1 - shrink)
+        else:  # e^-h = sqrt(alpha_bar (1 - alpha_bar_prev) / (alpha_bar_prev (1 - alpha_bar)))
+            shrink = math.sqrt(
+                alpha_bar * (1 - alpha_bar_prev) / (alpha_bar_prev * (1 - alpha_bar))
+            )
+            h, weight = -math.log(shrink), math.sqrt(alpha_bar_prev) * (1 - shrink)
             extra = h / (2 * last[0]) if last else 0.0
-            slope = math.sqrt((1 - prev) / (1 - bar)) + weight * (1 + extra) * gain
+            slope = math.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) + weight * (1 + extra) * gain
             past = -weight * extra * last[1] if last else 0.0
             last = h, gain
         new = slope * slope_all + (past * slope_last if past else 0.0)
         slope_last, slope_all = slope_all, new
         variance = slope**2 * variance + noise if sampler != "dpm++" else slope_all**2
-    return math.sqrt(prev) * MEAN + slope_all * offset, variance
+    return math.sqrt(alpha_bar_prev) * MEAN + slope_all * offset, variance
 
 
 def orthonormal_draws(steps):
@@ -132,8 +135,8 @@ def test_low_sigma_has_less_variety(sampler, steps):
     s, eta = scheduler(), {"eta": 1.0} if sampler == "ddim" else {}
     stds = []
     for scale in (1, 0.95, 0.9):
-        draw, more = orthonormal_draws(steps), {**eta, "sigma_scale": scale}
-        stds.append(sample(exact_denoiser(s), s, draw, sampler, steps, **more).std().item())
+        draw, settings = orthonormal_draws(steps), {**eta, "sigma_scale": scale}
+        stds.append(sample(exact_denoiser(s), s, draw, sampler, steps, **settings).std().item())
     assert stds[0] > stds[1] + 0.01 > stds[2] + 0.02
 
 
@@ -147,12 +150,12 @@ def between(start, end, steps):
 @pytest.mark.parametrize(("sampler", "counts", "order"), [
     (ddim, (10, 20, 50, 100), 1), (dpm_solver_pp, (125, 250), 2)])  # fmt: skip
 def test_order_against_the_exact_probability_flow(sampler, counts, order):
-    """y = xt - sqrt(bar) MEAN keeps its ratio to the marginal's standard deviation."""
+    """y = xt - sqrt(alpha_bar) MEAN keeps its ratio to the marginal's standard deviation."""
     s, start, end = scheduler(), 899, 399
-    bar, bar_end = alpha_bar(s, start), alpha_bar(s, end)
+    alpha_bar, alpha_bar_end = alpha_bar_at(s, start), alpha_bar_at(s, end)
     x = torch.linspace(-2, 2, 9, dtype=torch.float64).view(-1, 1, 1, 1)
-    ratio = math.sqrt(marginal_variance(bar_end) / marginal_variance(bar))
-    exact = math.sqrt(bar_end) * MEAN + ratio * (x - math.sqrt(bar) * MEAN)
+    ratio = math.sqrt(marginal_variance(alpha_bar_end) / marginal_variance(alpha_bar))
+    exact = math.sqrt(alpha_bar_end) * MEAN + ratio * (x - math.sqrt(alpha_bar) * MEAN)
     errors = []
     for n in counts:
         got = sampler(exact_denoiser(s), s, x, between(start, end, n), None)

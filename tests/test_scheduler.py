@@ -67,8 +67,8 @@ def test_eps_of_the_true_v_is_the_noise(schedule):
     s = scheduler(schedule=schedule, prediction="v")
     x0, eps = torch.randn(2, 50, 3, 4, 4, dtype=torch.float64)
     t = torch.linspace(0, 999, 50).long()
-    bar = s.alpha_bar[t].view(-1, 1, 1, 1)
-    v = bar.sqrt() * eps - (1 - bar).sqrt() * x0
+    alpha_bar = s.alpha_bar[t].view(-1, 1, 1, 1)
+    v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0
     torch.testing.assert_close(s.eps_from_v(s.add_noise(x0, eps, t), v, t), eps)
 
 
@@ -122,8 +122,10 @@ def test_sigma_of_a_full_step_is_sqrt_beta():
 def test_sigma_of_a_skipping_step_is_the_posteriors():
     s, t, t_prev = scheduler(), 499, 479
     zero, noise = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
-    bar, bar_prev = s.alpha_bar[t].item(), s.alpha_bar[t_prev].item()
-    want = 0.9 * math.sqrt((1 - bar_prev) / (1 - bar) * (1 - bar / bar_prev))
+    alpha_bar, alpha_bar_prev = s.alpha_bar[t].item(), s.alpha_bar[t_prev].item()
+    want = 0.9 * math.sqrt(
+        (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+    )
     got = s.step(zero, zero, t, t_prev, noise, sigma_scale=0.9, posterior_sigma=True).item()
     assert got == pytest.approx(want, rel=1e-6)
 

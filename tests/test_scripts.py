@@ -26,7 +26,7 @@ from helpers import (
 )
 from PIL import Image
 
-from data.images import to_uint8
+from data.pixels import to_uint8
 from generation.pipeline import load_denoiser
 from models.diffusion import epsilon
 from models.samplers import picture_noise, sample

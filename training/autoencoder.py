@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from common.files import make_folder, remove_leftovers
-from data.images import load_batches, to_pixels
+from data.batches import load_batches
+from data.pixels import to_pixels
 from models.autoencoder import AutoencoderKL
 from models.discriminator import (
     PatchDiscriminator,
@@ -25,14 +26,15 @@ from training import figures
 from training.codec import reconstruct
 from training.ema import EMA
 from training.fidelity import gradient_magnitude, psnr
-from training.optimizer import Optimizer, lr_factor
+from training.optimizer import Optimizer
 from training.records import read_metrics
 from training.run import NUM_VALID, Run, parameters, tolerating_os_errors
 from training.runtime import Runtime
 
-# By fractions of the run, so that a short one passes through everything, and a prolonged one too:
-# the discriminator begins at DISC_START; for DISC_ALONE the autoencoder goes on as if it were not
-# there, then the share of the GAN term's weight rises from 0 to 1 over GAN_RAMP.
+# By fractions of the length with which the run was begun, so that a short one passes through all of
+# it, and prolonging moves nothing: the discriminator begins at DISC_START; for DISC_ALONE the
+# autoencoder goes on as if it were not there, then the share of the GAN term's weight rises from 0
+# to 1 over GAN_RAMP.
 DISC_START, DISC_ALONE, GAN_RAMP = 0.5, 0.05, 0.1
 NUM_SHOWN = 8  # images in the figures
 
@@ -46,7 +48,7 @@ class GanPhase:
 
 
 def gan_phase(step: int, steps: int) -> GanPhase:
-    """What the GAN does at this step of a run."""
+    """What the GAN does at this step of a run that was begun with so many steps."""
     done = step / steps
     ramp = (done - DISC_START - DISC_ALONE) / GAN_RAMP
     return GanPhase(done >= DISC_START, min(1.0, max(0.0, ramp)))
@@ -160,7 +162,7 @@ def train(run: Run, learner: AutoencoderLearner, images: dict, facts: dict, flip
             run.find_in_order(step, indices[0])
             pixels = runtime.send(pixels)
             x = to_pixels(random_flip(pixels) if flip else pixels)
-            rate, phase = lr_factor(step, run.steps), gan_phase(step, run.steps)
+            rate, phase = run.schedule.factor(step), gan_phase(step, run.schedule.begun_as)
             progress.add(**learner.step(x, rate, step, phase))
 
             # Reports, checkpoints, states and figures, each when it is due.
@@ -185,7 +187,7 @@ def announce(run: Run, learner: AutoencoderLearner, images: dict) -> None:
     """Bring a resumed run back to where it was, and say what is going to happen."""
     discriminator, train = "none", images["train"]
     if learner.disc is not None:
-        first = math.ceil(DISC_START * run.steps) + 1
+        first = math.ceil(DISC_START * run.schedule.begun_as) + 1
         discriminator = f"{parameters(learner.disc)}, from step {first} on"
         make_folder("checkpoints/discriminator")
         remove_leftovers("checkpoints/discriminator")
@@ -219,7 +221,7 @@ def fixed_images(images: dict) -> torch.Tensor:
 def weight_norms(networks: dict[str, nn.Module]) -> dict[str, float]:
     """{"weights_NAME": root of the sum of squares of all weights}."""
 
-    def norm(network):
+    def norm(network: nn.Module) -> float:
         return torch.stack([p.detach().norm() for p in network.parameters()]).norm().item()
 
     return {f"weights_{name}": norm(network) for name, network in networks.items()}

@@ -8,13 +8,16 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from common.errors import UserError
 from common.files import first_line, write_atomic
+from data.images import ImageDataset
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.classifier import Classifier, ClassifierConfig
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
@@ -32,7 +35,7 @@ KINDS = {
 }
 
 
-def save_model(path, model, facts):
+def save_model(path: str | Path, model: Any, facts: dict[str, Any]) -> None:
     """Write a model of KINDS with its config and facts (a dict that JSON can hold).
 
     Raises UserError when a weight is not finite.
@@ -42,7 +45,7 @@ def save_model(path, model, facts):
     _write(path, tensors, config, facts)
 
 
-def load_model(path, kind):
+def load_model(path: str | Path, kind: str) -> tuple[Any, dict[str, Any]]:
     """(model in eval mode on the CPU, facts) of a checkpoint that save_model wrote.
 
     Raises UserError, in a sentence for the user, when the file is missing, truncated, not ours,
@@ -63,7 +66,7 @@ def load_model(path, kind):
     return model.eval(), facts
 
 
-def fingerprint(model):
+def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes, types and bytes of all tensors, as 64 hex digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -73,7 +76,7 @@ def fingerprint(model):
     return digest.hexdigest()
 
 
-def find_by_fingerprint(folder, wanted):
+def find_by_fingerprint(folder: str | Path, wanted: str) -> Path | None:
     """The newest autoencoder checkpoint in folder with this fingerprint, or None."""
     for path in checkpoints_in(folder):
         try:
@@ -85,7 +88,7 @@ def find_by_fingerprint(folder, wanted):
     return None
 
 
-def check_channels(path, autoencoder, images):
+def check_channels(path: str | Path, autoencoder: AutoencoderKL, images: ImageDataset) -> None:
     """Raise UserError unless the autoencoder of this checkpoint takes such images (a data set)."""
     wanted, got = autoencoder.config.image_channels, images.channels
     if wanted != got:
@@ -95,23 +98,23 @@ def check_channels(path, autoencoder, images):
         )
 
 
-def checkpoints_in(folder, suffix=".safetensors"):
+def checkpoints_in(folder: str | Path, suffix: str = ".safetensors") -> list[Path]:
     """The checkpoints (or ".state" files) in folder, newest first."""
     found = [p for p in Path(folder).glob(f"*{suffix}") if p.is_file()]  # a link may lead nowhere
     return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
 
 
-def save_state(path, tree):
+def save_state(path: str | Path, tree: dict) -> None:
     """Write a nested dict or list of tensors and plain values; a tensor keeps its exact bits.
 
     Raises UserError when a number in a tensor is not finite.
     """
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     plain = _split(tree, "", tensors)
     _write(path, tensors, {"kind": "state"}, plain)
 
 
-def load_state(path):
+def load_state(path: str | Path) -> dict:
     """What save_state was given, on the CPU. Raises UserError like load_model."""
     tensors, config, plain = _read(path, "training state")
     if config.get("kind") != "state":
@@ -119,7 +122,7 @@ def load_state(path):
     return _join(plain, tensors)
 
 
-def _split(tree, key, tensors):
+def _split(tree: Any, key: str, tensors: dict[str, torch.Tensor]) -> dict:
     """tree with every tensor replaced by {"tensor": its key}; the tensors go to `tensors`."""
     if isinstance(tree, torch.Tensor):
         tensors[key] = tree.detach().cpu().contiguous().clone()
@@ -131,7 +134,7 @@ def _split(tree, key, tensors):
     return {"value": tree}
 
 
-def _join(node, tensors):
+def _join(node: dict, tensors: dict[str, torch.Tensor]) -> Any:
     (form, content), *_ = node.items()
     if form == "tensor":
         return tensors[content]
@@ -142,7 +145,7 @@ def _join(node, tensors):
     return content
 
 
-def _write(path, tensors, config, facts):
+def _write(path: str | Path, tensors: dict[str, torch.Tensor], config: dict, facts: Any) -> None:
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:  # nothing could go on from it, and it might take the place of one that is good
         raise UserError(f"{path} is not saved: {bad[0]} is not finite; {NOT_FINITE_ADVICE}")
@@ -155,7 +158,7 @@ def _write(path, tensors, config, facts):
     write_atomic(path, lambda file: save_file(tensors, file, metadata))
 
 
-def _read(path, what):
+def _read(path: str | Path, what: str) -> tuple[dict[str, torch.Tensor], dict, Any]:
     """(tensors, config, facts) of a file that _write wrote, or a UserError that says why not."""
     path = Path(path)
     if not path.is_file():

@@ -17,7 +17,7 @@ from models.unet import UNet, UNetConfig
 from training import figures
 from training.codec import Codec
 from training.ema import EMA
-from training.optimizer import Optimizer, lr_factor
+from training.optimizer import Optimizer
 from training.records import read_metrics
 from training.run import NUM_VALID, Run, parameters, tolerating_os_errors
 from training.runtime import Runtime
@@ -90,7 +90,7 @@ def train(run: Run, learner: DenoiserLearner, data: DenoiserData, facts: dict) -
     with run.progress() as progress:
         for step in range(run.start, run.steps):
             x0 = data.draw(run.order.indices(step))
-            progress.add(**learner.step(x0, lr_factor(step, run.steps), step))
+            progress.add(**learner.step(x0, run.schedule.factor(step), step))
 
             # Reports, checkpoints, states and figures, each when it is due.
             done = step + 1

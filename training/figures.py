@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from common.files import write_atomic
-from data.images import to_display, to_pixels, to_uint8
+from data.pixels import to_display, to_pixels, to_uint8
 
 PIXELS = 1000  # least width of a grid: small pictures are enlarged for the eye
 
@@ -105,6 +105,7 @@ def image_rows(
 
     captions: {"label": [what stands above each image of that row]}, for any of the rows.
     """
+    # As large as the pictures need, with room for captions, labels and the title.
     first = next(iter(rows.values()))
     height, width = first.shape[2:]
     n = len(first)
@@ -112,6 +113,8 @@ def image_rows(
     inches = 1.3 * height / width * len(rows) + 0.2 * len(captions) + 0.5
     fig = Figure(figsize=(1.3 * n + 1.3, inches), layout="constrained")
     axes = fig.subplots(len(rows), n, squeeze=False)
+
+    # Pictures, captions above them, a label on the left.
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for ax, x in zip(row, to_display(images).cpu(), strict=True):
             ax.imshow(x.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
@@ -165,9 +168,12 @@ def curves(
     panels: Mapping[str, Sequence[str]],
 ) -> None:
     """A panel per {"title": [keys]} over steps; a key that is missing from a record is skipped."""
+    # At most three panels beside each other.
     rows, columns = math.ceil(len(panels) / 3), min(3, len(panels))
     fig = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False).flatten()
+
+    # What spans more than a factor of ten is drawn on a logarithmic scale.
     for ax, (title, keys) in zip(axes, panels.items(), strict=False):
         values = []
         for key in keys:
@@ -181,6 +187,8 @@ def curves(
         ax.grid(alpha=0.3)
         if values:
             ax.legend(fontsize=8)
+
+    # Places that no panel takes stay empty.
     for ax in axes[len(panels) :]:
         ax.axis("off")
     _save(fig, path)

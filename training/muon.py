@@ -61,15 +61,17 @@ def orthogonalised(x: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     if x.shape[1] > x.shape[2]:
         return orthogonalised(x.mT, iterations).mT
     with torch.autocast(x.device.type, enabled=False):
+        # The Gram matrix, its trace 1: all its eigenvalues are in [0, 1].
         x = x.float()
         gram = x @ x.mT
         norm = gram.diagonal(dim1=1, dim2=2).sum(dim=1).sqrt()[:, None, None] + 1e-12
         gram = gram / norm.square()
         one = torch.eye(x.shape[1], device=x.device)
 
-        def p(a):
+        def p(a: torch.Tensor) -> torch.Tensor:
             return 3.4445 * one - 4.775 * a + 2.0315 * (a @ a)
 
+        # All iterations on it: x after k of them is the product of k polynomials times x.
         step = product = p(gram)
         for _ in range(iterations - 1):
             gram = step @ gram @ step

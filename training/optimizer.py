@@ -1,11 +1,13 @@
 """The step of one network: Muon or AdamW, clipped gradients, scaled losses; the rate's schedule."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from common.choices import OPTIMIZERS
+from common.choices import LR_SCHEDULES, OPTIMIZERS
 from common.errors import UserError
 from training.muon import Muon
 from training.runtime import Runtime
@@ -14,16 +16,43 @@ MAX_GRADIENT = 1.0  # norm from which a gradient is shortened to it
 OUTER = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"}  # from or to images and latents
 
 
-def lr_factor(step: int, steps: int, warmup: float = 0.05, floor: float = 0.01) -> float:
-    """Share of the learning rate at this step of the run: linear warm-up, then cosine to floor.
+@dataclass(frozen=True)
+class LrSchedule:
+    """How the learning rate goes over a run of `steps`: linear warm-up, then by `name`.
 
-    warmup: share of the run, at most 500 steps.
+    "cosine" falls from there to FLOOR of the peak. "trapezoid" stays at the peak and falls to 0
+    over the last fifth, by 1 - sqrt (Hägele et al. 2024, arXiv:2405.18392, section 3): until then
+    it does not depend on how long the run will be. begun_as: steps with which the run was begun;
+    the warm-up is a share of them, at most 500 steps, which a prolonged run does not move.
     """
-    ramp = max(1, min(500, int(warmup * steps)))
-    if step < ramp:
-        return (step + 1) / ramp
-    progress = (step - ramp) / max(1, steps - ramp)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1, progress)))
+
+    name: str
+    steps: int
+    begun_as: int
+
+    WARMUP: ClassVar[float] = 0.05
+    FLOOR: ClassVar[float] = 0.01
+    FALL: ClassVar[float] = 0.2
+
+    def __post_init__(self) -> None:
+        if self.name not in LR_SCHEDULES:
+            raise UserError(f"the rate's schedule is {' or '.join(LR_SCHEDULES)}, not {self.name}")
+
+    @property
+    def fall_start(self) -> int:
+        """Steps before the fall of a trapezoid."""
+        return self.steps - int(self.FALL * self.steps)
+
+    def factor(self, step: int) -> float:
+        """Share of the peak learning rate at this step, counted from 0."""
+        ramp = max(1, min(500, int(self.WARMUP * self.begun_as)))
+        if step < ramp:
+            return (step + 1) / ramp
+        if self.name == "cosine":
+            progress = min(1.0, (step - ramp) / max(1, self.steps - ramp))
+            return self.FLOOR + (1 - self.FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+        progress = max(0.0, (step - self.fall_start) / max(1, self.steps - self.fall_start))
+        return 1 - math.sqrt(min(1.0, progress))
 
 
 class Optimizer:

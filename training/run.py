@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.files import first_line, make_folder, remove_leftovers
 from data.order import ShuffledOrder
 from training import checkpoint
-from training.optimizer import Optimizer
+from training.optimizer import LrSchedule, Optimizer
 from training.progress import Progress, fact, file_size
 from training.runtime import Runtime, random_state, set_random_state
 
@@ -92,7 +92,7 @@ class Run:
         settings: dict, ids: dict[str, str], state: dict | None = None,
     ) -> None:  # fmt: skip
         self.name, self.steps, self.order, self.runtime = name, steps, order, runtime
-        self.settings, self.ids, self._state = {**settings, "steps": steps}, ids, state
+        self.settings, self.ids = {**settings, "steps": steps}, ids
 
         # Its folders, made at once: not to lose hours of training for them.
         self.folder, self.fig = Path("checkpoints", kind), Path("fig", kind)
@@ -100,6 +100,16 @@ class Run:
         make_folder(self.fig)
         remove_leftovers(self.folder)
         self.metrics = self.fig / "metrics.jsonl"
+
+        # Its schedule. A trapezoid that is prolonged goes on from the state before its fall.
+        begun_as = state["begun_as"] if state else steps
+        self.schedule = LrSchedule(settings["lr_schedule"], steps, begun_as)
+        self._before_fall = self.folder / f"{name}.state-before-fall"
+        if state and steps > state["settings"]["steps"] and self.schedule.name == "trapezoid":
+            before = LrSchedule("trapezoid", state["settings"]["steps"], begun_as).fall_start
+            if state["step"] > before:
+                state = checkpoint.load_state(self._before_fall)
+        self._state = state
 
         # Where it begins. skipped: batches of which no image was readable.
         self.start = state["step"] if state else 0
@@ -121,6 +131,7 @@ class Run:
         each = sum(weights.values()) - weights["ema"]  # a checkpoint's, of each network
         state = sum(weights.values())
         state += sum(p.state_bytes() for p in parts.values() if isinstance(p, Optimizer))
+        state *= 2 if self.schedule.name == "trapezoid" else 1  # the one before the fall
         saves = math.ceil(self.steps / self._save_period)
 
         about |= {
@@ -164,7 +175,7 @@ class Run:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _ask_to_stop(self, number, frame):
+    def _ask_to_stop(self, number: int, frame: object) -> None:
         if self._stop:  # asked twice: at once, without saving
             raise KeyboardInterrupt
         self._stop = True
@@ -196,7 +207,7 @@ class Run:
         return done % self._save_period == 0 or done == self.steps
 
     @property
-    def _save_period(self):
+    def _save_period(self) -> int:
         epochs = math.ceil(math.ceil(self.steps / self.order.steps_per_epoch) / 10)
         return epochs * self.order.steps_per_epoch
 
@@ -213,6 +224,8 @@ class Run:
     def end_step(self, parts: dict[str, Any], done: int) -> None:
         """The end of a step: save the state with each checkpoint, every STATE_EVERY seconds, and
         when the run was asked to stop; then raise KeyboardInterrupt."""
+        if self.schedule.name == "trapezoid" and done == self.schedule.fall_start < self.steps:
+            self.save_state(parts, done, self._before_fall)
         late = time.monotonic() - self._saved_at > STATE_EVERY
         if self.save_due(done) or late or self._stop:
             self.save_state(parts, done)
@@ -220,26 +233,27 @@ class Run:
             tqdm.write(f"interrupted after step {done}; --resume goes on from there")
             raise KeyboardInterrupt
 
-    def save_state(self, parts: dict[str, Any], done: int) -> None:
-        """NAME.state: all that a resumed run needs to give the same numbers."""
+    def save_state(self, parts: dict[str, Any], done: int, path: Path | None = None) -> None:
+        """NAME.state, or path: all that a resumed run needs to give the same numbers."""
         tree = {name: part.state_dict() for name, part in parts.items()}
         tree |= {
             "folder": self.folder.as_posix(),
             "step": done,
             "skipped": self.skipped,
+            "begun_as": self.schedule.begun_as,
             "settings": self.settings,
             "ids": self.ids,
             "configs": _configs(parts),
             "random": random_state(self.runtime.device),
         }
-        checkpoint.save_state(self.folder / f"{self.name}.state", tree)
+        checkpoint.save_state(path or self.folder / f"{self.name}.state", tree)
         self._saved_at = time.monotonic()
 
-    def _due(self, done, period):
+    def _due(self, done: int, period: int) -> bool:
         return done % (self.every * max(1, period // self.every)) == 0 or done == self.steps
 
 
-def _configs(parts):
+def _configs(parts: dict[str, Any]) -> dict[str, Any]:
     """{name: the config of each network among parts}, as JSON keeps it."""
     return {k: json.loads(json.dumps(asdict(p.config))) for k, p in parts.items()
             if hasattr(p, "config")}  # fmt: skip

@@ -1,0 +1,58 @@
+"""The order of training: every image once an epoch, a function of seed and step."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+from data.order import ShuffledOrder
+
+
+@pytest.mark.parametrize("n, batch", [(1, 1), (10, 1), (10, 3), (10, 5), (10, 10), (7, 100)])
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_every_epoch_is_a_permutation_less_the_remainder(n, batch, seed):
+    order = ShuffledOrder(n, batch, seed)
+    assert order.steps_per_epoch == n // min(batch, n)
+    for epoch in range(4):
+        first = epoch * order.steps_per_epoch
+        steps = [order.indices(first + i) for i in range(order.steps_per_epoch)]
+        assert all(step.shape == (min(batch, n),) for step in steps)
+        seen = torch.cat(steps).tolist()
+        assert len(set(seen)) == len(seen) == n - n % min(batch, n)
+        assert set(seen) <= set(range(n))
+
+
+def test_epochs_and_seeds_differ():
+    def epoch(seed, k):
+        return tuple(ShuffledOrder(50, 50, seed).indices(k).tolist())
+
+    orders = {epoch(seed, k) for seed in range(10) for k in range(10)} | {tuple(range(50))}
+    assert len(orders) == 101
+
+
+def test_the_remainder_is_another_one_in_each_epoch():
+    """Nothing is left out for good."""
+    order = ShuffledOrder(10, 4, seed=0)
+    assert {i for step in range(40) for i in order.indices(step).tolist()} == set(range(10))
+
+
+def test_order_is_a_function_of_seed_and_step():
+    torch.manual_seed(1)
+    order = ShuffledOrder(11, 3, seed=7)
+    sequence = [order.indices(step).tolist() for step in range(20)]
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    other = ShuffledOrder(11, 3, seed=7)
+    for step in (19, 0, 7, 6, 3, 2, 19, 5):
+        assert other.indices(step).tolist() == sequence[step]
+        assert ShuffledOrder(11, 3, seed=7).indices(step).tolist() == sequence[step]
+    assert torch.equal(torch.get_rng_state(), state)  # it takes no number of the run's
+
+
+def test_since_goes_through_the_steps():
+    order = ShuffledOrder(11, 3, seed=7)
+    expected = [order.indices(step).tolist() for step in range(20)]
+    assert list(islice(order.since(0), 20)) == expected
+    resumed = ShuffledOrder(11, 3, seed=7).since(5)
+    assert list(islice(resumed, 15)) == expected[5:]
+    assert next(order.since(2)) == expected[2]
