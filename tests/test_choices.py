@@ -12,7 +12,7 @@ from common.errors import UserError
 from models import samplers
 from models import scheduler as schedules
 from models.diffusion import timestep_density
-from training.optimizer import Optimizer
+from training.optimizer import LrSchedule, Optimizer
 from training.runtime import DTYPES
 
 
@@ -49,3 +49,10 @@ def test_optimizers_are_those_of_the_training():
     made = {name: set(Optimizer(model, name, 1e-3, (0.9, 0.99), cpu()).optimizers)
             for name in choices.OPTIMIZERS}  # fmt: skip
     assert made == {"muon": {"adamw", "muon"}, "adamw": {"adamw"}}
+
+
+def test_schedules_of_the_rate_are_those_of_the_training():
+    """Each is one, and none is another."""
+    rates = [[LrSchedule(name, 100, 100).factor(step) for step in range(100)]
+             for name in choices.LR_SCHEDULES]  # fmt: skip
+    assert len(rates) == len(set(map(tuple, rates))) == 2

@@ -11,15 +11,15 @@ from generation import classifier
 
 @pytest.mark.skipif(not REAL_DATA, reason="needs TEST_DATA_ROOT")
 def test_labels_are_the_digits(tmp_path):
-    """MNIST's own counts of its test set; and the classifier learns them within 200 steps."""
+    """MNIST's own counts of its test set; and the classifier learns them within 100 steps."""
     labels = mnist_labels(REAL_DATA, "test")
     counts = torch.bincount(labels).tolist()
     assert counts == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    images = mnist_images(REAL_DATA, "train")[:6000], mnist_labels(REAL_DATA, "train")[:6000]
+    images = mnist_images(REAL_DATA, "train")[:3000], mnist_labels(REAL_DATA, "train")[:3000]
     torch.manual_seed(0)
     model = classifier._train(*images)
     test = mnist_images(REAL_DATA, "test")[:1000]
-    assert classifier.accuracy(model, test, labels[:1000]) > 0.93
+    assert classifier.accuracy(model, test, labels[:1000]) > 0.9
     assert classifier.features(model, to_pixels(test)).shape == (1000, 128)
 
 
