@@ -7,7 +7,7 @@ import torch
 from helpers import CPU, cpu, randomize, small_autoencoder, write_images
 
 import train_encoder
-from command_line import options
+from command_line import parsers
 from data.images import open_images
 from generation.evaluation_autoencoder import (
     draw_best_and_worst,
@@ -27,7 +27,7 @@ def test_reconstructions_are_measured(tmp_path, monkeypatch, capsys):
     save_model(tmp_path / "a.safetensors", model, facts)
     monkeypatch.chdir(tmp_path)
     flags = ["--evaluate", "a.safetensors", *CPU, "--batch", "2"]
-    train_encoder.main(options.parse_encoder(flags))
+    train_encoder.main(parsers.parse_encoder(flags))
     record = json.loads((tmp_path / "fig" / "autoencoder" / "evaluation.jsonl").read_text())
     images = open_images(facts["data"], "data", (16, 32))["valid"]
     x = train_encoder.fixed_images(images, 100)
@@ -65,7 +65,7 @@ def test_no_readable_image_is_an_error_of_one_line(tmp_path, monkeypatch):
     damaged = pictures / held_out
     damaged.write_bytes(damaged.read_bytes()[:-100])  # its header can be read
     with pytest.raises(ValueError, match="none of .*'s validation images, 16x32 can be read"):
-        train_encoder.main(options.parse_encoder(["--evaluate", "a.safetensors", *CPU]))
+        train_encoder.main(parsers.parse_encoder(["--evaluate", "a.safetensors", *CPU]))
 
 
 def test_measuring_tells_and_keeps_nothing(tmp_path, monkeypatch, capsys):
