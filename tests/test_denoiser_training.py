@@ -103,6 +103,6 @@ def test_all_t_count_alike_in_the_validation_loss(n):
 def test_real_digits_are_learnt(tmp_path, monkeypatch, no_figures):
     """60 steps on MNIST bring the validation loss from 1 to below 0.12."""
     monkeypatch.chdir(tmp_path)
-    size = ("--steps", 60, "--batch", 32, "--channels", 16)
+    size = ("--steps", 60, "--batch", 16, "--channels", 16)
     run_digits("--data-root", REAL_DATA, *size, "--lr", 2e-3, "--name", "real")
     assert read_metrics("fig/mnist/metrics.jsonl", "real")[-1]["valid_raw"] < 0.12

@@ -122,7 +122,7 @@ def test_the_autoencoder_minimises_l2_kl_and_gan(folder, monkeypatch, optimized)
 def test_an_autoencoder_learns(folder, monkeypatch):
     """More than the mean picture, for which no latents are needed."""
     monkeypatch.setattr(images, "NUM_SYNTHETIC", 200)
-    flags = ["--data", "synthetic", "--batch", 8, "--channels", 16, "--steps", 160, "--lr", 3e-3]
+    flags = ["--data", "synthetic", "--batch", 8, "--channels", 16, "--steps", 60, "--lr", 3e-3]
     encoder(*flags, "--gan-weight", 0)
     records = read_metrics("fig/autoencoder/metrics.jsonl", "a")
     x = to_pixels(torch.stack([x for _, x in open_images("synthetic", None, (16, 16))["train"]]))

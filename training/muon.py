@@ -40,8 +40,8 @@ class Muon(torch.optim.Optimizer):
                     weight.sub_(size * step.view(weight.shape))
 
     def _momentum(self, weight: torch.Tensor, group: dict) -> torch.Tensor:
-        assert weight.grad is not None
         """The running mean of the gradients, brought up to date and looked ahead by a step."""
+        assert weight.grad is not None
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
