@@ -25,6 +25,7 @@ MODE_FLAGS = {TRAIN, SHOW, EVALUATE}
 # Two values of each flag, of which neither need be the default; (): the flag alone.
 SWITCHES = {"film", "neighbours", "mirror", "no_flip"}
 NAMES = {
+    "lr_schedule": choices.LR_SCHEDULES,
     "optimizer": choices.OPTIMIZERS, "prediction": choices.PREDICTIONS, "sampler": ("ddim", "ddpm"),
     "schedule": choices.SCHEDULES, "t_density": choices.T_DENSITIES,
     "lr_schedule": choices.LR_SCHEDULES,

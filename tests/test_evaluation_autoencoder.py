@@ -7,8 +7,9 @@ import torch
 from helpers import CPU, cpu, randomize, small_autoencoder, write_images
 
 import train_encoder
-from command_line import options
+from command_line import parsers
 from data.images import open_images
+from data.pixels import to_pixels
 from generation.evaluation_autoencoder import (
     draw_best_and_worst,
     evaluate_autoencoder,
@@ -27,10 +28,10 @@ def test_reconstructions_are_measured(tmp_path, monkeypatch, capsys):
     save_model(tmp_path / "a.safetensors", model, facts)
     monkeypatch.chdir(tmp_path)
     flags = ["--evaluate", "a.safetensors", *CPU, "--batch", "2"]
-    train_encoder.main(options.parse_encoder(flags))
+    train_encoder.main(parsers.parse_encoder(flags))
     record = json.loads((tmp_path / "fig" / "autoencoder" / "evaluation.jsonl").read_text())
     images = open_images(facts["data"], "data", (16, 32))["valid"]
-    x = train_encoder.fixed_images(images, 100)
+    x = to_pixels(torch.stack([image for _, image in images]))
     with torch.no_grad():
         posterior = model.encode(x)
         x_hat = model.decode(posterior.mean)
@@ -65,7 +66,7 @@ def test_no_readable_image_is_an_error_of_one_line(tmp_path, monkeypatch):
     damaged = pictures / held_out
     damaged.write_bytes(damaged.read_bytes()[:-100])  # its header can be read
     with pytest.raises(ValueError, match="none of .*'s validation images, 16x32 can be read"):
-        train_encoder.main(options.parse_encoder(["--evaluate", "a.safetensors", *CPU]))
+        train_encoder.main(parsers.parse_encoder(["--evaluate", "a.safetensors", *CPU]))
 
 
 def test_measuring_tells_and_keeps_nothing(tmp_path, monkeypatch, capsys):
@@ -78,7 +79,7 @@ def test_measuring_tells_and_keeps_nothing(tmp_path, monkeypatch, capsys):
     )
     assert json.loads(json.dumps(record)) == record
     assert sorted(scores) == list(range(len(images)))
-    x = train_encoder.fixed_images(images, 100)
+    x = to_pixels(torch.stack([image for _, image in images]))
     want = psnr(x, reconstruct(model, cpu(), x)[1])
     assert [scores[i] for i in range(len(images))] == pytest.approx(want.tolist(), rel=1e-4)
     assert capsys.readouterr().out == "" and [p.name for p in tmp_path.iterdir()] == ["pictures"]
@@ -95,7 +96,7 @@ def test_the_best_and_the_worst_are_drawn(tmp_path, monkeypatch):
     n = len(images)
     scores = {n - 1 - i: float(i) for i in range(n)}  # the first image is the best
     draw_best_and_worst(tmp_path / "e.png", randomize(small_autoencoder()), cpu(), images, scores)
-    x = train_encoder.fixed_images(images, 100)
+    x = to_pixels(torch.stack([image for _, image in images]))
     want = torch.cat([x[:4], x[(n - 4) // 2 :][:4], x[-4:]])
     torch.testing.assert_close(shown["rows"]["original"], want)
     assert shown["captions"]["original"][0] == f"best\n{n - 1:.1f} dB"

@@ -8,7 +8,7 @@ from helpers import CPU, randomize, scheduler, small_unet, write_mnist
 from PIL import Image
 
 import mnist_diffusion
-from command_line import options
+from command_line import parsers
 from data.mnist import mnist_images
 from data.pixels import to_pixels
 from training import figures
@@ -24,7 +24,7 @@ def save_denoiser(path, **known):
 
 def show(*flags):
     flags = ("--show", "d.safetensors", "--sampling-steps", 2, *CPU, *flags)
-    mnist_diffusion.main(options.parse_mnist([str(flag) for flag in flags]))
+    mnist_diffusion.main(parsers.parse_mnist([str(flag) for flag in flags]))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Which sizes are refused; the networks that are built have the strides of models/sizes.py."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from helpers import small_autoencoder, small_unet
@@ -14,12 +12,11 @@ from models.sizes import (
     check_divides,
     stride,
 )
-from train_encoder import networks
+from train_encoder import autoencoder_network
 
 
 def test_the_scripts_build_what_the_sizes_are_checked_for():
-    args = SimpleNamespace(channels=16, latent_channels=3, blocks=1, gan_weight=0, size=(16, 16))
-    assert networks(args, 3)[0].stride == AUTOENCODER_STRIDE
+    assert autoencoder_network(3, 3, 16, 1).stride == AUTOENCODER_STRIDE
     assert stride(CHANNEL_MULT) == DENOISER_STRIDE
     x = torch.zeros(1, 3, IMAGE_MULTIPLE, 3 * IMAGE_MULTIPLE)
     mean = small_autoencoder().encode(x).mean
