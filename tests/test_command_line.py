@@ -28,7 +28,6 @@ NAMES = {
     "lr_schedule": choices.LR_SCHEDULES,
     "optimizer": choices.OPTIMIZERS, "prediction": choices.PREDICTIONS, "sampler": ("ddim", "ddpm"),
     "schedule": choices.SCHEDULES, "t_density": choices.T_DENSITIES,
-    "lr_schedule": choices.LR_SCHEDULES,
     "precision": choices.PRECISIONS, "compile": ("on", "off"), "device": ("cpu", "cuda"),
     "size": ("16x32", "32x16"), "name": ("a", "b"), "resume": ("a", "b"), "out": ("a", "b"),
     "data": ("a", "b"), "data_root": ("a", "b"), "encoder": ("a", "b"),
