@@ -320,7 +320,8 @@ def settings(name, device, classifier):
     names = ["batch", "lr", "ema", "channels", "blocks"]
     known = {"device": device.type, "classifier": fingerprint(classifier)[:8]}
     if name == "ours":
-        names += ["min_snr", "t_density", "dropout", "optimizer"]
+        names += ["min_snr", "t_density", "dropout", "optimizer", "lr_schedule"]
+        names += ["prediction", "schedule"]
         known |= {"lognormal": [LOG_MEAN, LOG_STD, SHARE], "precision": runtime.precision}
     return {**known, **{name: getattr(args, name) for name in names}}
 
