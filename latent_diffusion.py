@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
+from common.choices import NUM_STEPS
 from common.errors import UserError
-from data.images import open_images
+from data.images import ImageDataset, open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
 from data.order import ShuffledOrder
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
@@ -73,14 +74,16 @@ def train(args: Arguments) -> None:
     # The run: how long it is, and what its state keeps.
     order = ShuffledOrder(data.num_train, args.batch, args.seed)
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
-    run = Run("denoiser", args.name, steps, order, runtime, settings, ids, state)
+    run = Run("denoiser", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state)
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
     model = denoiser.network(
         autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout
     )
-    scheduler = DDPMScheduler(SchedulerConfig(1000, args.schedule, args.prediction, clip_x0=False))
+    scheduler = DDPMScheduler(
+        SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=False)
+    )
     learner = denoiser.DenoiserLearner(
         model, scheduler, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
         t_density=args.t_density, min_snr=args.min_snr,
@@ -105,24 +108,24 @@ def data_settings(args: Arguments, trained_on: dict[str, Any]) -> dict[str, Any]
         return {"data": args.data, "data_root": args.data_root, "size": args.size}
     return {
         "data": args.data or trained_on["data"],
-        "data_root": args.typed("data_root", trained_on.get("data_root", args.data_root)),
+        "data_root": args.data_root_of(trained_on),
         "size": tuple(args.size or trained_on["size"]),
     }
 
 
-def training_images(settings: dict[str, Any]) -> dict[str, Any]:
+def training_images(settings: dict[str, Any]) -> dict[str, ImageDataset]:
     """The data sets of images whose latents are learnt, and which are looked at meanwhile."""
     splits = open_images(settings["data"], settings["data_root"], settings["size"])
     return {split: splits[split] for split in ("train", "valid")}
 
 
 def cached_latents(
-    settings: dict[str, Any], ids: dict[str, str], images: dict[str, Any], runtime: Runtime,
-    autoencoder: AutoencoderKL,
+    settings: dict[str, Any], ids: dict[str, str], images: dict[str, ImageDataset],
+    runtime: Runtime, autoencoder: AutoencoderKL,
 ) -> dict[str, LatentDataset]:  # fmt: skip
     """{"train": .., "valid": ..} of the images, encoded now if they were not before."""
     # What will be written, if it is not there.
-    folder, mirror = Path("encoded_img") / ids["data"], settings["mirror"]
+    folder, mirror = cache_folder(ids["data"]), settings["mirror"]
     size = settings["size"]
     shape = (autoencoder.config.latent_channels, *(n // autoencoder.stride for n in size))
     if not (folder / MANIFEST).is_file():
@@ -158,9 +161,8 @@ def denoiser_data(
 def show(args: Arguments) -> None:
     """Generate pictures: sample latents, unwhiten them, decode."""
     pipeline, facts, _ = load(args, args.show)
-    seeds = range(args.seed, args.seed + args.num_images)
     make_pictures(
-        pipeline, seeds, Path(args.out),
+        pipeline, args.seeds, Path(args.out),
         film=args.film,
         interpolate=args.interpolate,
         neighbours=cached_means(args.show, facts) if args.neighbours else None,
@@ -173,15 +175,15 @@ def evaluate(args: Arguments) -> None:
 
     # What they are compared with: the test images, or the validation images where there are none.
     data = args.data or facts.get("data", trained_on["data"])
-    known = {"data_root": args.data_root, **trained_on, **facts}
-    root = args.typed("data_root", known["data_root"])
+    root = args.data_root_of({**trained_on, **facts})
     splits = open_images(data, root, tuple(facts["size"]))
     codec = pipeline.codec
     assert isinstance(codec, LatentCodec)
     check_channels(args.evaluate, codec.autoencoder, splits["train"])
     split, name = ("test", "test") if "test" in splits else ("valid", "validation")
     workers = pipeline.runtime.workers
-    cached = (cache_folder(facts) / MANIFEST).is_file()  # else all but the nearest is measured
+    latents = cache_folder(str(facts.get("cache")))
+    cached = (latents / MANIFEST).is_file()  # else all but the nearest is measured
     reference = Reference(
         test=dataset_images(f"{data}'s {name} images", splits[split], workers),
         train=dataset_images(f"{data}'s training images", splits["train"], workers),
@@ -190,8 +192,8 @@ def evaluate(args: Arguments) -> None:
     )
 
     # Measure, tell.
-    seeds, folder = range(args.seed, args.seed + args.num_images), Path(args.out)
-    record = evaluate_denoiser(pipeline, seeds, folder, reference, args.evaluate)
+    folder = Path(args.out)
+    record = evaluate_denoiser(pipeline, args.seeds, folder, reference, args.evaluate)
     publish(folder, record)
 
 
@@ -228,7 +230,7 @@ def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any], dict[str
 
 def cached_means(path: str, facts: dict[str, Any]) -> TrainingSet:
     """The TrainingSet of a denoiser, from its cache; UserError where that is gone."""
-    folder = cache_folder(facts)
+    folder = cache_folder(str(facts.get("cache")))
     if not (folder / MANIFEST).is_file():
         raise UserError(
             f"--neighbours needs the latents that {path} was trained on, which are not in "
@@ -238,9 +240,9 @@ def cached_means(path: str, facts: dict[str, Any]) -> TrainingSet:
     return TrainingSet(latents.means, len(latents))
 
 
-def cache_folder(facts: dict[str, Any]) -> Path:
-    """Where the latents that a denoiser was trained on are, or were."""
-    return Path("encoded_img") / str(facts.get("cache"))
+def cache_folder(cache: str) -> Path:
+    """Where the latents of that id are, or were."""
+    return Path("encoded_img") / cache
 
 
 def refusal(denoiser: str, wanted: str, encoder: str | Path, got: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
+from common.choices import NUM_STEPS
 from data.mnist import mnist_images
 from data.order import ShuffledOrder
 from data.pixels import to_pixels
@@ -66,12 +67,16 @@ def train(args: Arguments) -> None:
     order = ShuffledOrder(len(images), args.batch, args.seed)
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
     ids = {"data": data_id}
-    run = Run("mnist", args.name, steps, order, runtime, args.settings(), ids, state)
+    run = Run(
+        "mnist", args.name, steps, args.lr_schedule, order, runtime, args.settings(), ids, state
+    )
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
     model = denoiser.network(1, args.channels, CHANNEL_MULT, args.blocks, args.dropout)
-    scheduler = DDPMScheduler(SchedulerConfig(1000, args.schedule, args.prediction, clip_x0=True))
+    scheduler = DDPMScheduler(
+        SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=True)
+    )
     learner = denoiser.DenoiserLearner(
         model, scheduler, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
         t_density=args.t_density, min_snr=args.min_snr,
@@ -86,10 +91,9 @@ def train(args: Arguments) -> None:
 def show(args: Arguments) -> None:
     """Draw new digits with a trained denoiser."""
     pipeline, facts = load(args, args.show)
-    root = args.typed("data_root", facts.get("data_root", args.data_root))
-    seeds = range(args.seed, args.seed + args.num_images)
+    root = args.data_root_of(facts)
     make_pictures(
-        pipeline, seeds, Path(args.out),
+        pipeline, args.seeds, Path(args.out),
         film=args.film,
         interpolate=args.interpolate,
         neighbours=digits(root) if args.neighbours else None,
@@ -101,7 +105,7 @@ def evaluate(args: Arguments) -> None:
     pipeline, facts = load(args, args.evaluate)
 
     # What they are compared with: MNIST, in the features of a classifier of it.
-    root = args.typed("data_root", facts.get("data_root", args.data_root))
+    root = args.data_root_of(facts)
     classifier = mnist_classifier(root)
     name = f"{classifier.config.features} features of a classifier of MNIST's digits"
     name += f" ({fingerprint(classifier)[:8]})"
@@ -113,8 +117,8 @@ def evaluate(args: Arguments) -> None:
     )
 
     # Measure, tell.
-    seeds, folder = range(args.seed, args.seed + args.num_images), Path(args.out)
-    record = evaluate_denoiser(pipeline, seeds, folder, reference, args.evaluate)
+    folder = Path(args.out)
+    record = evaluate_denoiser(pipeline, args.seeds, folder, reference, args.evaluate)
     publish(folder, record)
 
 

@@ -46,7 +46,7 @@ def train(args: Arguments) -> None:
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision, args.workers)
 
-    # Data.
+    # Data: of sizes that the denoiser to come can take too.
     size = args.size or default_size(args.data, runtime.on_gpu)
     height, width = size
     check_divides(height, width, IMAGE_MULTIPLE)
@@ -58,7 +58,9 @@ def train(args: Arguments) -> None:
     order = ShuffledOrder(len(images["train"]), args.batch, args.seed)
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
     settings, ids = {**args.settings(), "size": size}, {"data": data_id}
-    run = Run("autoencoder", args.name, steps, order, runtime, settings, ids, state)
+    run = Run(
+        "autoencoder", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state
+    )
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Networks: latents at a quarter of the size; no discriminator with --gan-weight 0.
@@ -98,7 +100,7 @@ def evaluate(args: Arguments) -> None:
     runtime = Runtime(args.device, args.precision, args.workers)
     model = runtime.place(model)
     data = args.typed("data", facts["data"])
-    root = args.typed("data_root", facts.get("data_root", args.data_root))
+    root = args.data_root_of(facts)
     images = open_images(data, root, tuple(facts["size"]))["valid"]
     check_channels(args.evaluate, model, images)
 

@@ -172,7 +172,7 @@ class DDPMPytorchEMA:
 
 def our_rate(step, total):
     """That of mnist_diffusion.py --train."""
-    return LrSchedule(mnist_args().lr_schedule, total, total).factor(step)
+    return LrSchedule.whole(mnist_args().lr_schedule, total).factor(step)
 
 
 def cosine(step, total):

@@ -8,7 +8,7 @@ from command_line.flags import EVALUATE
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingDefaults:
     """Defaults of a training. images: shown in all, on a CPU and on a GPU, from which --epochs
     follows for any data set."""
 
@@ -20,7 +20,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Denoiser:
+class DenoiserDefaults:
     """Defaults of a denoiser. num_images: pictures that --show makes; fig: where they go."""
 
     t_density: str
@@ -30,11 +30,11 @@ class Denoiser:
     fig: str
 
 
-MNIST = Training((840_000, 840_000), batch=64, lr=1e-3, optimizer="muon", channels=32)
-ENCODER = Training((170_000, 1_600_000), batch=16, lr=1e-3, optimizer="muon", channels=32)
-LATENT = Training((1_000_000, 3_200_000), batch=64, lr=1e-3, optimizer="adamw", channels=64)
-DIGITS = Denoiser("lognormal", "eps", "linear", 30, "fig/mnist")
-FACES = Denoiser("uniform", "v", "cosine", 15, "fig/denoiser")
+MNIST = TrainingDefaults((840_000, 840_000), batch=64, lr=1e-3, optimizer="muon", channels=32)
+ENCODER = TrainingDefaults((170_000, 1_600_000), batch=16, lr=1e-3, optimizer="muon", channels=32)
+LATENT = TrainingDefaults((1_000_000, 3_200_000), batch=64, lr=1e-3, optimizer="adamw", channels=64)
+DIGITS = DenoiserDefaults("lognormal", "eps", "linear", 30, "fig/mnist")
+FACES = DenoiserDefaults("uniform", "v", "cosine", 15, "fig/denoiser")
 CELEBA_SIZE, OTHER_SIZE = (208, 176), (64, 64)  # (H, W): CelebA on a GPU, all else
 EVALUATED_STEPS = 50  # ddpm's, in --evaluate
 

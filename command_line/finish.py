@@ -6,13 +6,13 @@ import os
 import time
 from pathlib import Path
 
-from command_line.defaults import EVALUATED_STEPS, FIGURES, NUM_IMAGES, Denoiser
+from command_line.defaults import EVALUATED_STEPS, FIGURES, NUM_IMAGES, DenoiserDefaults
 from command_line.flags import EVALUATE, TRAIN, Arguments, Parser
 from common.choices import PICTURES, SAMPLERS
 
 
 def finish(
-    parser: Parser, values: dict, given: frozenset[str], denoiser: Denoiser | None = None
+    parser: Parser, values: dict, given: frozenset[str], denoiser: DenoiserDefaults | None = None
 ) -> Arguments:
     """The Arguments: what does not go together is refused, and defaults that depend on other
     flags are filled in."""
@@ -45,7 +45,11 @@ def _check_sampler(parser: Parser, values: dict, given: frozenset[str]) -> None:
 
 
 def _num_images(
-    parser: Parser, values: dict, given: frozenset[str], figure: str | None, denoiser: Denoiser
+    parser: Parser,
+    values: dict,
+    given: frozenset[str],
+    figure: str | None,
+    denoiser: DenoiserDefaults,
 ) -> int:
     """How many pictures: as typed, or what suits the mode; within what it can show."""
     mode = EVALUATE if values["evaluate"] is not None else figure
@@ -63,7 +67,11 @@ def _num_images(
 
 
 def _steps_and_out(
-    parser: Parser, values: dict, given: frozenset[str], figure: str | None, denoiser: Denoiser
+    parser: Parser,
+    values: dict,
+    given: frozenset[str],
+    figure: str | None,
+    denoiser: DenoiserDefaults,
 ) -> dict:
     """The sampling steps and the place of what is made, where they were not typed."""
     steps, out = values["sampling_steps"], values["out"]

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from common.errors import UserError
@@ -46,7 +47,10 @@ class Arguments:
     flags: Mapping[str, Flag]
 
     def __init__(self, values: dict, given: frozenset[str], flags: Mapping[str, Flag]) -> None:
-        self.__dict__.update(values, given=given, flags=flags)
+        self.__dict__.update(values, given=given, flags=MappingProxyType(dict(flags)))
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"arguments are frozen: {name} cannot be deleted")
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"arguments are frozen: {name} cannot be set")
@@ -66,6 +70,15 @@ class Arguments:
     def typed(self, name: str, otherwise: Any) -> Any:
         """The value of a flag where it was typed, else what is known from elsewhere."""
         return getattr(self, name) if name in self.given else otherwise
+
+    def data_root_of(self, facts: Mapping[str, Any]) -> str:
+        """Where the data are: as typed, else as a checkpoint's facts have it."""
+        return self.typed("data_root", facts.get("data_root", self.data_root))
+
+    @property
+    def seeds(self) -> range:
+        """One per picture: --seed and the numbers after it."""
+        return range(self.seed, self.seed + self.num_images)
 
     def settings(self) -> dict:
         """{name: value} of what makes a run what it is, to be kept in its state."""

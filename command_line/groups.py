@@ -1,11 +1,12 @@
 """The groups of flags that the scripts share. Each flag has its limits, its default and its words
 here and nowhere else."""
 
-from command_line.defaults import EVALUATED_STEPS, NUM_IMAGES, Denoiser, Training
+from command_line.defaults import EVALUATED_STEPS, NUM_IMAGES, DenoiserDefaults, TrainingDefaults
 from command_line.flags import ALL, EVALUATE, SHOW, TRAIN, Group, Parser, Resuming
 from command_line.values import integer, number, run_name, size
 from common.choices import (
     LR_SCHEDULES,
+    NUM_STEPS,
     OPTIMIZERS,
     PRECISIONS,
     PREDICTIONS,
@@ -46,7 +47,7 @@ def images_flags(parser: Parser, of_encoder: bool = False) -> Group:
     return group
 
 
-def training_flags(parser: Parser, default: Training, seeded: frozenset[str]) -> None:
+def training_flags(parser: Parser, default: TrainingDefaults, seeded: frozenset[str]) -> None:
     """seeded: the modes that draw random numbers, and so take --seed."""
     shows = SHOW in seeded
     group = parser.group("training", frozenset({TRAIN}), Resuming.FIXED)
@@ -92,7 +93,7 @@ def training_flags(parser: Parser, default: Training, seeded: frozenset[str]) ->
     parser.set_defaults(images=default.images)
 
 
-def network_flags(parser: Parser, title: str, default: Training) -> Group:
+def network_flags(parser: Parser, title: str, default: TrainingDefaults) -> Group:
     group = parser.group(title, frozenset({TRAIN}), Resuming.FIXED)
     text = "width of the first level, with which the others grow"
     group.add("--channels", text, integer(8, 4096, 8), "N", default.channels)
@@ -100,7 +101,7 @@ def network_flags(parser: Parser, title: str, default: Training) -> Group:
     return group
 
 
-def denoiser_flags(parser: Parser, training: Training, default: Denoiser) -> None:
+def denoiser_flags(parser: Parser, training: TrainingDefaults, default: DenoiserDefaults) -> None:
     group = network_flags(parser, "network and loss", training)
     text = "dropout inside the residual blocks"
     group.add("--dropout", text, number(0, 1, open_high=True), "P", 0.0)
@@ -126,7 +127,7 @@ def denoiser_flags(parser: Parser, training: Training, default: Denoiser) -> Non
     group.choice("--t-density", text, T_DENSITIES, default.t_density)
 
 
-def showing_flags(parser: Parser, default: Denoiser) -> None:
+def showing_flags(parser: Parser, default: DenoiserDefaults) -> None:
     group = parser.group("showing", frozenset({SHOW, EVALUATE}), Resuming.FORGOTTEN)
 
     # How pictures are made.
@@ -137,7 +138,7 @@ def showing_flags(parser: Parser, default: Denoiser) -> None:
         "ddpm: ancestral, adds noise at each step; ddim: adds --eta of it; dpm++: of second order"
     )
     group.choice("--sampler", text, list(SAMPLERS), "ddpm")
-    limits = "1 to the schedule's T, which is 1000"
+    limits = f"1 to the schedule's T, which is {NUM_STEPS}"
     otherwise = ", ".join(f"{choice.steps or 'T'} for {name}" for name, choice in SAMPLERS.items())
     group.add("--sampling-steps", "denoising steps", integer(1, 10**6), "N", limits=limits,
               otherwise=otherwise)  # fmt: skip

@@ -117,4 +117,9 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
     values, given = parser.read(argv)
     if values["train"] and values["resume"] is None and values["encoder"] is None:
         parser.error("--train needs --encoder checkpoints/autoencoder/AAA.safetensors")
+    if values["prediction"] == "eps":
+        # At the end of the cosine schedule an error of eps_hat is 20,000 times as large in x0_hat.
+        if "schedule" in given and values["schedule"] == "cosine":
+            parser.error("--schedule cosine does not go with --prediction eps of unbounded latents")
+        values["schedule"] = values["schedule"] if "schedule" in given else "linear"
     return finish(parser, values, given, FACES)

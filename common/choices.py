@@ -18,6 +18,7 @@ SAMPLERS = {
     "ddim": SamplerChoice(50, ("eta", "sigma_scale")),
     "dpm++": SamplerChoice(20, ()),
 }
+NUM_STEPS = 1000  # T of every schedule of noise
 SCHEDULES = "linear", "scaled_linear", "cosine"  # of noise over t; models/scheduler.py
 PREDICTIONS = "v", "eps"  # what a denoiser's network puts out; models/diffusion.py
 T_DENSITIES = "uniform", "lognormal"  # how t is drawn in training; models/diffusion.py

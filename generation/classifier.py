@@ -48,7 +48,7 @@ def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
     model = Classifier(CONFIG).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=1e-2)
     per_epoch = -(-len(images) // BATCH)
-    schedule = LrSchedule("cosine", EPOCHS * per_epoch, EPOCHS * per_epoch)
+    schedule = LrSchedule.whole("cosine", EPOCHS * per_epoch)
     with tqdm(total=EPOCHS * per_epoch, desc="classifier", unit="step") as bar:
         for step in range(EPOCHS * per_epoch):
             # Every epoch has an order of its own.

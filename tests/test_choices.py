@@ -29,7 +29,7 @@ def test_samplers_are_those_of_the_models_with_their_settings():
 
 def test_schedules_and_predictions_are_those_of_the_scheduler():
     assert tuple(schedules.SCHEDULES) == choices.SCHEDULES
-    assert choices.PREDICTIONS == schedules.PREDICTIONS
+    assert choices.PREDICTIONS == schedules.PREDICTIONS  # the same object
 
 
 def test_precisions_are_those_of_the_runtime():
@@ -46,13 +46,13 @@ def test_densities_of_t_are_those_of_the_objective():
 
 def test_optimizers_are_those_of_the_training():
     model = nn.Sequential(nn.Linear(8, 8))
-    made = {name: set(Optimizer(model, name, 1e-3, (0.9, 0.99), cpu()).optimizers)
+    made = {name: set(Optimizer(model, name, 1e-3, cpu()).optimizers)
             for name in choices.OPTIMIZERS}  # fmt: skip
     assert made == {"muon": {"adamw", "muon"}, "adamw": {"adamw"}}
 
 
 def test_schedules_of_the_rate_are_those_of_the_training():
     """Each is one, and none is another."""
-    rates = [[LrSchedule(name, 100, 100).factor(step) for step in range(100)]
+    rates = [[LrSchedule.whole(name, 100).factor(step) for step in range(100)]
              for name in choices.LR_SCHEDULES]  # fmt: skip
     assert len(rates) == len(set(map(tuple, rates))) == 2

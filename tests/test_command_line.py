@@ -251,3 +251,13 @@ def test_sizes_are_pairs_again():
     run = parse_encoder(["--size", "16x32"])
     args = parse_encoder(["--resume", "--size", "16x32"]).resumed(saved(run))
     assert args.size == (16, 32)
+
+
+def test_latents_that_predict_eps_have_no_cosine_schedule(capsys):
+    """There x0_hat of t = 999 would be 20,000 times as wrong as eps_hat, and nothing clips it."""
+    train = ["--train", "--encoder", "a", "--prediction", "eps"]
+    assert parse_latent(train).schedule == "linear"
+    assert parse_latent([*train, "--schedule", "scaled_linear"]).schedule == "scaled_linear"
+    with pytest.raises(SystemExit):
+        parse_latent([*train, "--schedule", "cosine"])
+    assert "--schedule cosine does not go with --prediction eps" in capsys.readouterr().err

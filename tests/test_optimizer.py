@@ -13,7 +13,7 @@ from training.optimizer import MAX_GRADIENT, LrSchedule, Optimizer
 
 
 def rates(name, steps, begun_as=None):
-    schedule = LrSchedule(name, steps, begun_as or steps)
+    schedule = LrSchedule(name, steps, begun_as or steps, LrSchedule.fall_of(steps))
     return [schedule.factor(step) for step in range(steps)]
 
 
@@ -36,18 +36,18 @@ def test_a_trapezoid_stays_up_until_its_last_fifth():
 
 def test_a_longer_run_has_the_same_rates_until_the_shorter_one_falls():
     short, long = rates("trapezoid", 1000), rates("trapezoid", 5000, begun_as=1000)
-    fall = LrSchedule("trapezoid", 1000, 1000).fall_start
+    fall = LrSchedule.fall_of(1000)
     assert short[:fall] == long[:fall] and short[fall + 1] < long[fall + 1]
 
 
 def test_no_schedule_of_another_name():
     with pytest.raises(UserError, match="trapezoid or cosine, not linear"):
-        LrSchedule("linear", 10, 10)
+        LrSchedule.whole("linear", 10)
 
 
 def test_gradient_is_clipped_and_its_norm_reported():
     model = nn.Linear(1, 1, bias=False)
-    optimizer = Optimizer(model, "adamw", 0.1, (0.9, 0.99), cpu())
+    optimizer = Optimizer(model, "adamw", 0.1, cpu())
     before = model.weight.item()
     norm = optimizer.step(1000 * model.weight.sum(), rate=0.5)
     assert norm.item() == pytest.approx(1000)
@@ -59,13 +59,13 @@ def test_gradient_is_clipped_and_its_norm_reported():
 
 def test_fp16_scales_the_loss_and_keeps_its_scale():
     model = nn.Linear(1, 1, bias=False)
-    optimizer = Optimizer(model, "adamw", 0.1, (0.9, 0.99), cpu("fp16"))
+    optimizer = Optimizer(model, "adamw", 0.1, cpu("fp16"))
     assert optimizer.scaler.get_scale() > 1
     before = model.weight.item()
     norm = optimizer.step(2 * model.weight.sum(), rate=1.0)
     assert norm.item() == pytest.approx(2)  # of the unscaled gradient
     assert before - model.weight.item() == pytest.approx(0.1, rel=0.01)
-    other = Optimizer(model, "adamw", 0.1, (0.9, 0.99), cpu("fp16"))
+    other = Optimizer(model, "adamw", 0.1, cpu("fp16"))
     saved = optimizer.state_dict()
     saved["scaler"]["scale"] = 1024.0
     other.load_state_dict(saved)
@@ -81,21 +81,21 @@ def test_inner_matrices_are_muons_and_all_else_is_adamws(latent_channels):
         (small_unet(latent_channels), ["conv_in", "conv_out"]), (AutoencoderKL(config), outer)
     ):  # fmt: skip
         named = {parameter: name for name, parameter in model.named_parameters()}
-        parts = Optimizer(model, "muon", 1e-3, (0.9, 0.99), cpu()).optimizers
+        parts = Optimizer(model, "muon", 1e-3, cpu()).optimizers
         names = {k: [named[w] for w in o.param_groups[0]["params"]] for k, o in parts.items()}
         assert sorted(names["muon"] + names["adamw"]) == sorted(named.values())
         matrices = {name for weight, name in named.items() if weight.ndim > 1}
         assert set(names["muon"]) == matrices - {f"{layer}.weight" for layer in outer_layers}
-        alone = Optimizer(model, "adamw", 1e-3, (0.9, 0.99), cpu()).optimizers
+        alone = Optimizer(model, "adamw", 1e-3, cpu()).optimizers
         assert list(alone) == ["adamw"]
         assert len(alone["adamw"].param_groups[0]["params"]) == len(named)
     with pytest.raises(UserError, match="muon or adamw, not Muon"):
-        Optimizer(model, "Muon", 1e-3, (0.9, 0.99), cpu())
+        Optimizer(model, "Muon", 1e-3, cpu())
 
 
 def test_the_size_of_the_state_is_known_before_the_first_step():
     model = small_unet()
-    optimizer = Optimizer(model, "muon", 1e-3, (0.9, 0.99), cpu())
+    optimizer = Optimizer(model, "muon", 1e-3, cpu())
     expected = optimizer.state_bytes()
     optimizer.step(model(torch.randn(2, 1, 8, 8), torch.tensor([3, 5])).square().sum(), 1.0)
     states = [s for o in optimizer.optimizers.values() for s in o.state.values()]
@@ -107,7 +107,7 @@ def test_an_infinite_gradient_moves_no_weight_in_fp16():
     """Neither optimizer steps when only one of them has an infinite gradient."""
     for infinite in ("bias", "weight"):
         model = nn.Linear(8, 8)
-        optimizer = Optimizer(model, "muon", 0.1, (0.9, 0.99), cpu("fp16"))
+        optimizer = Optimizer(model, "muon", 0.1, cpu("fp16"))
         scale = optimizer.scaler.get_scale()
         before = [p.detach().clone() for p in model.parameters()]
         loss = sum(

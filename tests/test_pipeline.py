@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from helpers import randomize, small_pipeline, small_unet
+from helpers import randomize, scheduler, small_pipeline, small_unet
 
 from common.choices import SAMPLERS
 from generation.pipeline import Sampling, load_denoiser
@@ -60,3 +60,14 @@ def test_a_denoiser_of_the_other_space_is_refused(tmp_path):
     save_model(tmp_path / "d.safetensors", randomize(small_unet(1)), facts)
     with pytest.raises(ValueError, match="of latents: show it with latent_diffusion.py"):
         load_denoiser(tmp_path / "d.safetensors", "pixels")
+
+
+def test_denoisers_from_before_the_choice_are_linear_and_put_out_eps(tmp_path):
+    """Files outlive code: the first checkpoints held the betas of the one schedule there was."""
+    known = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "clip_x0": True}
+    facts = {"space": "pixels", "shape": [1, 8, 8], "scheduler": known}
+    save_model(tmp_path / "d.safetensors", randomize(small_unet()), facts)
+    _, found, _ = load_denoiser(tmp_path / "d.safetensors", "pixels")
+    wanted = scheduler(clip_x0=True)
+    assert found.config == wanted.config
+    assert torch.equal(found.alpha_bar, wanted.alpha_bar)

@@ -110,7 +110,7 @@ def test_the_autoencoder_minimises_l2_kl_and_gan(folder, monkeypatch, optimized)
     for step, record in enumerate(read_metrics("fig/autoencoder/metrics.jsonl", "a")):
         assert record["step"] == step + 1
         losses.append(record["loss_rec"] + 0.5 * record["loss_kl"] + 5 * record["gan_weight"])
-        rates.append(LrSchedule("cosine", STEPS, STEPS).factor(step))
+        rates.append(LrSchedule.whole("cosine", STEPS).factor(step))
         if step >= STEPS / 2:
             losses.append(0.0)
             rates.append(1.0)
@@ -154,7 +154,7 @@ def test_the_denoiser_takes_its_flags(folder, monkeypatch, optimized, kind):
     assert made == [(density, 2.0)]
     model, facts = load_model(newest(kind), "UNet")
     assert model.config.dropout == 0.3
-    rate = LrSchedule("cosine", STEPS, STEPS).factor
+    rate = LrSchedule.whole("cosine", STEPS).factor
     assert [used for _, used in optimized] == [rate(step) for step in range(STEPS)]
     schedule = {"num_steps": 1000, "schedule": "scaled_linear", "prediction": other[-1]}
     assert facts["scheduler"] == {**schedule, "clip_x0": kind == "mnist"}

@@ -83,7 +83,7 @@ def test_what_is_due(tmp_path, monkeypatch, steps, per_epoch):
     """Reports about 200 times or at every step, checkpoints at the ends of at most 10 epochs, and
     all of it at the end; validations and figures only with a report."""
     monkeypatch.chdir(tmp_path)
-    run = Run("kind", "a", steps, order(per_epoch), cpu(), {"lr_schedule": "cosine"}, {})
+    run = Run("kind", "a", steps, "cosine", order(per_epoch), cpu(), {}, {})
     done = {name: {step for step in range(1, steps + 1) if due(step)} for name, due in (
         ("report", run.report_due), ("validate", run.validate_due),
         ("figures", run.figures_due), ("save", run.save_due),
@@ -121,7 +121,7 @@ def test_a_state_is_found_by_age_name_and_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for age, name in enumerate("abc"):
         path = f"checkpoints/kind/{name}.state"
-        save_state(path, {"folder": "checkpoints/kind", "step": age})
+        save_state(path, {"folder": "checkpoints/kind", "step": age, "ids": {}})
         os.utime(path, (1000 - age, 1000 - age))
     assert find_state("newest", None, "kind")["step"] == 0
     assert find_state("c", None, "kind")["step"] == 2
@@ -256,6 +256,47 @@ def test_a_prolonged_trapezoid_ends_as_if_it_had_been_that_long_from_the_start(d
     ends = [folder / f"{name}_epoch0003.safetensors" for name in ("whole", "parts")]
     assert_same_weights("UNet", *ends)
     assert (folder / "parts_epoch0002.safetensors").is_file()
+
+
+def test_a_trapezoid_that_is_cut_short_falls_from_where_it_is(digits, monkeypatch, capsys):
+    """And is prolonged from there: nothing is lost."""
+    flags = (*SMALL, "--lr-schedule", "trapezoid")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=9)
+        with pytest.raises(KeyboardInterrupt):
+            run_digits(*flags, "--steps", 40, "--name", "a")
+    run_digits("--resume", "--steps", 11)
+    assert load_state("checkpoints/mnist/a.state")["fall_start"] == 9
+    run_digits("--resume", "--steps", 16)
+    assert "going on from step 9, before the learning rate fell" in capsys.readouterr().out
+    assert [step for step, _ in losses("mnist", "a")] == list(range(1, 17))
+    assert load_state("checkpoints/mnist/a.state")["fall_start"] == 13
+
+
+def test_no_checkpoint_is_written_over_however_often_a_run_is_prolonged(digits):
+    run_digits(*SMALL, "--lr-schedule", "trapezoid", "--steps", 5, "--name", "a")
+    for steps in (6, 7, 9):
+        run_digits("--resume", "--steps", steps)
+    folder = Path("checkpoints/mnist")
+    made = {load_model(path, "UNet")[1]["step"] for path in folder.glob("a_epoch*")}
+    assert {5, 6, 7, 9} <= made
+
+
+def test_a_run_that_is_shortened_still_passes_through_its_gan(pictures, monkeypatch):
+    small = ("--data", "pictures", "--size", "16x16", "--batch", 4, "--channels", 8)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2)
+        with pytest.raises(KeyboardInterrupt):
+            run_encoder(*small, "--steps", 40, "--name", "a")
+    run_encoder("--resume", "--steps", 8)
+    assert losses("autoencoder", "a", "gan_weight")[-1] == (8, 2.0)
+
+
+def test_states_of_an_earlier_version_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_state("checkpoints/kind/a.state", {"folder": "checkpoints/kind", "step": 1})
+    with pytest.raises(UserError, match="an earlier version of the code; start a new run"):
+        find_state("newest", None, "kind")
 
 
 def test_a_trapezoid_that_has_not_begun_to_fall_goes_on_from_its_last_state(digits, monkeypatch):

@@ -56,7 +56,7 @@ def test_compiled_autoencoder_and_discriminator_give_the_same_gradients(monkeypa
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     model = randomize(small_autoencoder())
     disc = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)), 1)
-    optimizer = Optimizer(model, "adamw", 1e-3, (0.9, 0.99), cpu())
+    optimizer = Optimizer(model, "adamw", 1e-3, cpu())
     x, runtime, results = torch.randn(2, 3, 16, 16), cpu(), []
     for choice in ("off", "on"):
         runtime.decide_compile(choice, steps=1)

@@ -14,6 +14,7 @@ from torch import nn
 
 from common.files import make_folder, remove_leftovers
 from data.batches import load_batches
+from data.images import ImageDataset
 from data.pixels import to_pixels
 from models.autoencoder import AutoencoderKL
 from models.discriminator import (
@@ -70,14 +71,14 @@ class AutoencoderLearner:
         self.kl_weight, self.gan_weight = kl_weight, gan_weight
         self.ema = EMA(self.model, ema)
         self.forward = runtime.compiled(self.model)
-        self.optimizer = Optimizer(self.model, optimizer, lr, (0.9, 0.99), runtime)
+        self.optimizer = Optimizer(self.model, optimizer, lr, runtime)
         self.parts: dict[str, Any] = {
             "model": self.model, "ema": self.ema.model, "optimizer": self.optimizer
         }  # fmt: skip
         if disc is not None:
             self.disc = runtime.place(disc).train()
             self.discriminate = runtime.compiled(self.disc)
-            self.disc_optimizer = Optimizer(self.disc, "adamw", lr, (0.5, 0.9), runtime)
+            self.disc_optimizer = Optimizer(self.disc, "adamw", lr, runtime, betas=(0.5, 0.9))
             self.parts |= {"disc": self.disc, "disc_optimizer": self.disc_optimizer}
 
     def step(
@@ -142,13 +143,16 @@ def discriminate_both(
         return discriminate(torch.cat([x, with_low_frequencies(x_hat, x)])).chunk(2)
 
 
-def train(run: Run, learner: AutoencoderLearner, images: dict, facts: dict, flip: bool) -> None:
+def train(
+    run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset], facts: dict, flip: bool
+) -> None:
     """Train on images = {"train": .., "valid": ..} (data sets of data/), from the start or from
     where a resumed run was.
 
     facts: goes into every checkpoint. flip: whether training images are mirrored at random.
     """
     # What is fixed for the whole run.
+    run.restore(learner.parts)
     announce(run, learner, images)
     valid = fixed_images(images)
     trained = {"encoder": learner.model.encoder, "decoder": learner.model.decoder}
@@ -162,7 +166,7 @@ def train(run: Run, learner: AutoencoderLearner, images: dict, facts: dict, flip
             run.find_in_order(step, indices[0])
             pixels = runtime.send(pixels)
             x = to_pixels(random_flip(pixels) if flip else pixels)
-            rate, phase = run.schedule.factor(step), gan_phase(step, run.schedule.begun_as)
+            rate, phase = run.schedule.factor(step), gan_phase(step, run.phases)
             progress.add(**learner.step(x, rate, step, phase))
 
             # Reports, checkpoints, states and figures, each when it is due.
@@ -183,15 +187,14 @@ def train(run: Run, learner: AutoencoderLearner, images: dict, facts: dict, flip
                     draw_figures(run, learner, valid)
 
 
-def announce(run: Run, learner: AutoencoderLearner, images: dict) -> None:
-    """Bring a resumed run back to where it was, and say what is going to happen."""
+def announce(run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset]) -> None:
+    """Say what is going to happen."""
     discriminator, train = "none", images["train"]
     if learner.disc is not None:
-        first = math.ceil(DISC_START * run.schedule.begun_as) + 1
+        first = math.ceil(DISC_START * run.phases) + 1
         discriminator = f"{parameters(learner.disc)}, from step {first} on"
         make_folder("checkpoints/discriminator")
         remove_leftovers("checkpoints/discriminator")
-    run.restore(learner.parts)
     run.announce(
         learner.parts,
         data=f"{run.settings['data']}, {len(train)} training and {len(images['valid'])} validation "
@@ -207,7 +210,7 @@ def random_flip(images: torch.Tensor) -> torch.Tensor:
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
-def fixed_images(images: dict) -> torch.Tensor:
+def fixed_images(images: dict[str, ImageDataset]) -> torch.Tensor:
     """The readable ones of the first NUM_VALID validation images, or training images where there
     are none: (n, C, H, W) in [-1, 1]."""
     loaded: list[torch.Tensor] = []

@@ -61,7 +61,7 @@ class DenoiserLearner:
     ) -> None:  # fmt: skip
         self.model, self.scheduler, self.runtime = runtime.place(model).train(), scheduler, runtime
         self.ema = EMA(self.model, ema)
-        self.optimizer = Optimizer(self.model, optimizer, lr, (0.9, 0.99), runtime)
+        self.optimizer = Optimizer(self.model, optimizer, lr, runtime)
         self.objective = Objective(scheduler, t_density, min_snr, runtime.device)
         self.denoise = epsilon(runtime.compiled(self.model), scheduler)
         self.parts = {"model": self.model, "ema": self.ema.model, "optimizer": self.optimizer}

@@ -20,15 +20,17 @@ OUTER = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"}  # from or to i
 class LrSchedule:
     """How the learning rate goes over a run of `steps`: linear warm-up, then by `name`.
 
-    "cosine" falls from there to FLOOR of the peak. "trapezoid" stays at the peak and falls to 0
-    over the last fifth, by 1 - sqrt (Hägele et al. 2024, arXiv:2405.18392, section 3): until then
-    it does not depend on how long the run will be. begun_as: steps with which the run was begun;
-    the warm-up is a share of them, at most 500 steps, which a prolonged run does not move.
+    "cosine" falls from there to FLOOR of the peak. "trapezoid" stays at the peak until fall_start
+    and falls to 0 by 1 - sqrt (Hägele et al. 2024, arXiv:2405.18392, section 3): until then it does
+    not depend on how long the run will be. begun_as: steps with which the run was begun; the
+    warm-up is a share of them, at most 500 steps, which a prolonged run does not move. fall_start:
+    steps before the fall. Raises UserError for another name.
     """
 
     name: str
     steps: int
     begun_as: int
+    fall_start: int
 
     WARMUP: ClassVar[float] = 0.05
     FLOOR: ClassVar[float] = 0.01
@@ -38,10 +40,15 @@ class LrSchedule:
         if self.name not in LR_SCHEDULES:
             raise UserError(f"the rate's schedule is {' or '.join(LR_SCHEDULES)}, not {self.name}")
 
-    @property
-    def fall_start(self) -> int:
-        """Steps before the fall of a trapezoid."""
-        return self.steps - int(self.FALL * self.steps)
+    @classmethod
+    def whole(cls, name: str, steps: int) -> "LrSchedule":
+        """That of a run which is begun as long as it ends."""
+        return cls(name, steps, steps, cls.fall_of(steps))
+
+    @classmethod
+    def fall_of(cls, steps: int) -> int:
+        """Steps before the last fifth of so many."""
+        return steps - int(cls.FALL * steps)
 
     def factor(self, step: int) -> float:
         """Share of the peak learning rate at this step, counted from 0."""
@@ -63,8 +70,9 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: nn.Module, name: str, lr: float, betas: tuple[float, float], runtime: Runtime
-    ) -> None:
+        self, model: nn.Module, name: str, lr: float, runtime: Runtime,
+        betas: tuple[float, float] = (0.9, 0.99),
+    ) -> None:  # fmt: skip
         if name not in OPTIMIZERS:
             raise UserError(f"the optimizer is {' or '.join(OPTIMIZERS)}, not {name}")
         self.parameters = list(model.parameters())

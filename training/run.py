@@ -51,6 +51,8 @@ def find_state(resume: str | None, name: str | None, kind: str) -> dict | None:
     elif not path.is_file():
         path = Path(resume)
     state = checkpoint.load_state(path)
+    if "ids" not in state:
+        raise UserError(f"{path} was written by an earlier version of the code; start a new run")
     if state["folder"] != folder.as_posix():
         raise UserError(f"{path} belongs to {state['folder']}/, not to {folder.as_posix()}/")
     return state
@@ -88,8 +90,8 @@ class Run:
     """
 
     def __init__(
-        self, kind: str, name: str, steps: int, order: ShuffledOrder, runtime: Runtime,
-        settings: dict, ids: dict[str, str], state: dict | None = None,
+        self, kind: str, name: str, steps: int, lr_schedule: str, order: ShuffledOrder,
+        runtime: Runtime, settings: dict, ids: dict[str, str], state: dict | None = None,
     ) -> None:  # fmt: skip
         self.name, self.steps, self.order, self.runtime = name, steps, order, runtime
         self.settings, self.ids = {**settings, "steps": steps}, ids
@@ -101,17 +103,14 @@ class Run:
         remove_leftovers(self.folder)
         self.metrics = self.fig / "metrics.jsonl"
 
-        # Its schedule. A trapezoid that is prolonged goes on from the state before its fall.
-        begun_as = state["begun_as"] if state else steps
-        self.schedule = LrSchedule(settings["lr_schedule"], steps, begun_as)
+        # Where it begins. A rate that has fallen rises again only from the state before its fall.
+        # skipped: batches of which no image was readable.
         self._before_fall = self.folder / f"{name}.state-before-fall"
-        if state and steps > state["settings"]["steps"] and self.schedule.name == "trapezoid":
-            before = LrSchedule("trapezoid", state["settings"]["steps"], begun_as).fall_start
-            if state["step"] > before:
-                state = checkpoint.load_state(self._before_fall)
+        fallen = state is not None and state["step"] > state["fall_start"]
+        if state and fallen and lr_schedule == "trapezoid" and steps > state["settings"]["steps"]:
+            state, fallen = checkpoint.load_state(self._before_fall), False
+            print(f"going on from step {state['step']}, before the learning rate fell")
         self._state = state
-
-        # Where it begins. skipped: batches of which no image was readable.
         self.start = state["step"] if state else 0
         self.skipped = state["skipped"] if state else 0
         if self.start >= self.steps:
@@ -119,6 +118,13 @@ class Run:
                 f"the run {self.name} has done its {self.start} steps; "
                 "to go on, pass a larger --epochs or --steps"
             )
+
+        # Its schedules. phases: steps of which an autoencoder's phases are fractions.
+        begun_as = state["begun_as"] if state else steps
+        fall_start = max(self.start, LrSchedule.fall_of(steps))
+        fall_start = state["fall_start"] if state and fallen else fall_start
+        self.schedule = LrSchedule(lr_schedule, steps, begun_as, fall_start)
+        self.phases = min(begun_as, steps)
         self.every = max(1, min(100, self.steps // 200))
         self._saved_at, self._stop = time.monotonic(), False
 
@@ -160,6 +166,7 @@ class Run:
                 part.load_state_dict(self._state[name])
             set_random_state(self._state["random"], self.runtime.device)
             self._state = None  # its tensors are no longer needed
+            self._keep_before_fall(parts, self.start)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -216,22 +223,28 @@ class Run:
         checkpoints/kind, where that is not the run's."""
         name = f"{self.name}_epoch{self.epoch(done):04d}"
         path = (Path("checkpoints", kind) if kind else self.folder) / f"{name}.safetensors"
-        # A prolonged run may have ended within this epoch before: a denoiser may depend on that.
-        path = path.with_name(f"{name}_step{done}.safetensors") if path.exists() else path
+        # A prolonged run may have been here before: what was made of that must stay.
+        free = [path, path.with_name(f"{name}_step{done}.safetensors")]
+        free += [path.with_name(f"{name}_step{done}_{n}.safetensors") for n in range(2, 100)]
+        path = next(other for other in free if not other.exists())
         now = {"run": self.name, "step": done, "epoch": self.epoch(done)}
         checkpoint.save_model(path, model, {**facts, **now})
 
     def end_step(self, parts: dict[str, Any], done: int) -> None:
         """The end of a step: save the state with each checkpoint, every STATE_EVERY seconds, and
         when the run was asked to stop; then raise KeyboardInterrupt."""
-        if self.schedule.name == "trapezoid" and done == self.schedule.fall_start < self.steps:
-            self.save_state(parts, done, self._before_fall)
+        self._keep_before_fall(parts, done)
         late = time.monotonic() - self._saved_at > STATE_EVERY
         if self.save_due(done) or late or self._stop:
             self.save_state(parts, done)
         if self._stop and done < self.steps:
             tqdm.write(f"interrupted after step {done}; --resume goes on from there")
             raise KeyboardInterrupt
+
+    def _keep_before_fall(self, parts: dict[str, Any], done: int) -> None:
+        """The state from which a prolonged run goes on, where the learning rate falls from here."""
+        if self.schedule.name == "trapezoid" and done == self.schedule.fall_start < self.steps:
+            self.save_state(parts, done, self._before_fall)
 
     def save_state(self, parts: dict[str, Any], done: int, path: Path | None = None) -> None:
         """NAME.state, or path: all that a resumed run needs to give the same numbers."""
@@ -241,6 +254,7 @@ class Run:
             "step": done,
             "skipped": self.skipped,
             "begun_as": self.schedule.begun_as,
+            "fall_start": self.schedule.fall_start,
             "settings": self.settings,
             "ids": self.ids,
             "configs": _configs(parts),
