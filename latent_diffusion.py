@@ -34,7 +34,7 @@ from models.sizes import DENOISER_STRIDE, check_divides
 from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.codec import LatentCodec, encode
-from training.progress import fact, file_size
+from training.progress import file_size, told
 from training.run import NUM_VALID, Run, check_same_data, find_state, total_steps
 from training.runtime import Runtime
 
@@ -131,7 +131,7 @@ def cached_latents(
     if not (folder / MANIFEST).is_file():
         count = (1 + mirror) * len(images["train"]) + len(images["valid"])
         what = f"encoding {count} images of {settings['data']} into {folder}: "
-        print(fact("latents", what + file_size(cache_bytes(images, shape, mirror))), flush=True)
+        print(told("latents", what + file_size(cache_bytes(images, shape, mirror))), flush=True)
 
     # Encode; the manifest says of what this is the cache.
     about = {"data": settings["data"], "size": size, "autoencoder": settings["encoder"]}

@@ -17,7 +17,7 @@ from models.autoencoder import AutoencoderKL, DiagonalGaussian
 from training import figures
 from training.codec import reconstruct
 from training.fidelity import gradient_magnitude, psnr, ssim
-from training.progress import fact
+from training.progress import told
 from training.runtime import Runtime
 
 ACTIVE = 0.01  # least variance of the means of an active channel (Burda et al. 2016, section 5.3)
@@ -108,16 +108,16 @@ def _sums(posterior: DiagonalGaussian) -> dict[str, torch.Tensor]:
 def print_evaluation(record: Mapping[str, Any]) -> None:
     """A record of evaluate_autoencoder, a line per number."""
     of = f"{record['images']} of {record['of']}"
-    print(fact("images", f"{of}; posterior mean, averaged weights, {record['precision']}"))
-    print(fact("PSNR", f"{record['psnr']:.2f} dB (peak 2, mean over the images)"))
-    print(fact("SSIM", f"{record['ssim']:.4f}"))
-    print(fact("l1", f"{record['l1']:.4f} per value in [-1, 1]"))
-    print(fact("gradient", f"{record['gradient']:.3f} of the originals' mean magnitude"))
+    print(told("images", f"{of}; posterior mean, averaged weights, {record['precision']}"))
+    print(told("PSNR", f"{record['psnr']:.2f} dB (peak 2, mean over the images)"))
+    print(told("SSIM", f"{record['ssim']:.4f}"))
+    print(told("l1", f"{record['l1']:.4f} per value in [-1, 1]"))
+    print(told("gradient", f"{record['gradient']:.3f} of the originals' mean magnitude"))
     for key, unit in (("latent_mean", ""), ("latent_std", ""), ("kl", "nats per value")):
         numbers = " ".join(f"{value:.3f}" for value in record[key])
-        print(fact(key.replace("_", " "), f"{numbers} {unit} (per channel)".replace("  ", " ")))
-    print(fact("active", f"{record['active']} of {len(record['kl'])} channels"))
-    print(fact("rate", f"{record['nats']:.1f} nats per image"))
+        print(told(key.replace("_", " "), f"{numbers} {unit} (per channel)".replace("  ", " ")))
+    print(told("active", f"{record['active']} of {len(record['kl'])} channels"))
+    print(told("rate", f"{record['nats']:.1f} nats per image"))
 
 
 def draw_best_and_worst(

@@ -36,7 +36,7 @@ from generation.pipeline import Pipeline
 from generation.seeing import TrainingSet
 from training import figures
 from training.checkpoint import fingerprint
-from training.progress import fact
+from training.progress import told
 from training.records import read_records
 
 MOST_REAL = 10_000  # test images compared with, at most
@@ -143,7 +143,7 @@ def publish(folder: Path, record: Mapping[str, Any]) -> None:
 
 def print_evaluation(record: Mapping[str, Any]) -> None:
     """A record of evaluate_denoiser, as tables."""
-    print(fact("protocol", record["protocol"]))
+    print(told("protocol", record["protocol"]))
 
     # A table of distances per space, or why there is none.
     for space, distances in record["spaces"].items():

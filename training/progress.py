@@ -50,7 +50,7 @@ class Progress:
         if self.done == self._start + ESTIMATE_AFTER < self._steps:
             seconds = (time.monotonic() - self._began) / (ESTIMATE_AFTER - WARM_UP)
             left = duration((self._steps - self.done) * seconds)
-            tqdm.write(fact("time", f"{left} to go, at {self.batch / seconds:.0f} images/s"))
+            tqdm.write(told("time", f"{left} to go, at {self.batch / seconds:.0f} images/s"))
 
     def means(self) -> dict:
         """{name: mean of what was added since the last call}; a list for a vector."""
@@ -80,7 +80,7 @@ class Progress:
         self._bar.set_postfix(**losses, images_s=f"{speed:.0f}", refresh=False)
 
 
-def fact(name: str, value: object) -> str:
+def told(name: str, value: object) -> str:
     """A line of what a run says of itself."""
     return f"{name + ':':<15}{value}"
 

@@ -18,21 +18,21 @@ from common.files import first_line, make_folder, remove_leftovers
 from data.order import ShuffledOrder
 from training import checkpoint
 from training.optimizer import LrSchedule, Optimizer
-from training.progress import Progress, fact, file_size
+from training.progress import Progress, file_size, told
 from training.runtime import Runtime, random_state, set_random_state
 
 STATE_EVERY = 600  # seconds between states, so that a power failure costs at most that much
 NUM_VALID = 256  # most validation images behind the figures of a run
 
 
-def find_state(resume: str | None, name: str | None, kind: str) -> dict | None:
+def find_state(resume: str | None, name: str | None, task: str) -> dict | None:
     """The state of the run to go on with; None for a new run, which `resume` None begins.
 
-    resume: "newest", a run's name or a .state file. name: of the new run. kind: of what is trained;
-    its runs are in checkpoints/kind. Raises UserError when there is no such run, or when a new one
+    resume: "newest", a run's name or a .state file. name: of the new run. task: what is trained;
+    its runs are in checkpoints/task. Raises UserError when there is no such run, or when a new one
     would overwrite an old one's files.
     """
-    folder = Path("checkpoints", kind)
+    folder = Path("checkpoints", task)
 
     # A new run.
     if resume is None:
@@ -80,7 +80,7 @@ def total_steps(
 
 
 class Run:
-    """The schedule of a run over `order`, and its files in checkpoints/kind and fig/kind.
+    """The schedule of a run over `order`, and its files in checkpoints/task and fig/task.
 
     settings: what was asked for, and ids: what the data are; both go into the state, and `name`
     into the names of files. state: find_state's. parts, in the methods: {name: something with
@@ -90,14 +90,14 @@ class Run:
     """
 
     def __init__(
-        self, kind: str, name: str, steps: int, lr_schedule: str, order: ShuffledOrder,
+        self, task: str, name: str, steps: int, lr_schedule: str, order: ShuffledOrder,
         runtime: Runtime, settings: dict, ids: dict[str, str], state: dict | None = None,
     ) -> None:  # fmt: skip
         self.name, self.steps, self.order, self.runtime = name, steps, order, runtime
         self.settings, self.ids = {**settings, "steps": steps}, ids
 
         # Its folders, made at once: not to lose hours of training for them.
-        self.folder, self.fig = Path("checkpoints", kind), Path("fig", kind)
+        self.folder, self.fig = Path("checkpoints", task), Path("fig", task)
         make_folder(self.folder)
         make_folder(self.fig)
         remove_leftovers(self.folder)
@@ -148,7 +148,7 @@ class Run:
             "disk": f"about {file_size(saves * each + state)}, of which the state that --resume "
             f"needs is {file_size(state)}",
         }
-        print("\n".join(fact(*item) for item in about.items()), flush=True)
+        print("\n".join(told(*item) for item in about.items()), flush=True)
 
     def restore(self, parts: dict[str, Any]) -> None:
         """Bring parts and random numbers to where the run was; nothing for a new run.
@@ -218,11 +218,11 @@ class Run:
         epochs = math.ceil(math.ceil(self.steps / self.order.steps_per_epoch) / 10)
         return epochs * self.order.steps_per_epoch
 
-    def save(self, done: int, model: nn.Module, facts: dict, kind: str | None = None) -> None:
+    def save(self, done: int, model: nn.Module, facts: dict, task: str | None = None) -> None:
         """The checkpoint of a model after this many steps, with the facts that its user needs; in
-        checkpoints/kind, where that is not the run's."""
+        checkpoints/task, where that is not the run's."""
         name = f"{self.name}_epoch{self.epoch(done):04d}"
-        path = (Path("checkpoints", kind) if kind else self.folder) / f"{name}.safetensors"
+        path = (Path("checkpoints", task) if task else self.folder) / f"{name}.safetensors"
         # A prolonged run may have been here before: what was made of that must stay.
         free = [path, path.with_name(f"{name}_step{done}.safetensors")]
         free += [path.with_name(f"{name}_step{done}_{n}.safetensors") for n in range(2, 100)]
