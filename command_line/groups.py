@@ -30,7 +30,8 @@ def mode_flags(parser: Parser) -> Group:
 
 
 def data_root_flags(group: Group, what: str) -> None:
-    group.add("--data-root", f"where {what}", metavar="DIR", default="data")
+    text = f"where {what}; a checkpoint that is given brings its own"
+    group.add("--data-root", text, metavar="DIR", default="data")
 
 
 def images_flags(parser: Parser, of_encoder: bool = False) -> Group:
@@ -66,14 +67,14 @@ def training_flags(parser: Parser, default: TrainingDefaults, seeded: frozenset[
     group.add("--batch", text, integer(1, 65536), "N", default.batch, modes=ALL)
     group.add("--lr", "peak learning rate", number(0, 1, open_low=True), "RATE", default.lr)
     text = (
-        "after the warm-up; cosine: falling all the time, anew where a run is prolonged; "
-        "trapezoid: constant, falling over the last fifth, and a run that is prolonged goes on "
-        "from before the fall"
+        "the rate after the warm-up; cosine: falls to the end, and rises again where a run "
+        "is prolonged; trapezoid: stays, falls over the last fifth, and a run that is prolonged "
+        "goes on from before that"
     )
     group.choice("--lr-schedule", text, LR_SCHEDULES, "cosine")
     text = (
-        "muon: steps that are orthogonal matrices, with AdamW for norms, biases, first and last "
-        "layers; adamw: AdamW for all; both at --lr"
+        "muon: Muon (Jordan et al. 2024) for the matrices of inner layers, AdamW for the rest; "
+        "adamw: AdamW for all; both at --lr"
     )
     group.choice("--optimizer", text, OPTIMIZERS, default.optimizer)
     text = "decay of the averaged weights, which checkpoints hold"

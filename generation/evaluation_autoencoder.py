@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from data.batches import load_batches
+from data.images import ImageDataset
 from data.pixels import to_pixels
 from models.autoencoder import AutoencoderKL, DiagonalGaussian
 from training import figures
@@ -30,7 +31,7 @@ NUM_SHOWN = 4  # best, median and worst reconstructions in the figure
 def evaluate_autoencoder(
     autoencoder: AutoencoderKL,
     runtime: Runtime,
-    dataset: Any,
+    dataset: ImageDataset,
     *,
     batch: int,
     checkpoint: str,
@@ -124,7 +125,7 @@ def draw_best_and_worst(
     path: Path,
     autoencoder: AutoencoderKL,
     runtime: Runtime,
-    dataset: Any,
+    dataset: ImageDataset,
     scores: Mapping[int, float],
 ) -> None:
     """The best, median and worst images by PSNR, {index: dB}, above their reconstructions."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from data.batches import load_batches
+from data.images import ImageDataset
 from data.pixels import to_pixels
 from generation.imagenet import BLOCKS, NUM_FEATURES, PACKAGE, imagenet_features
 from generation.metrics import frechet_distance, precision_recall
@@ -89,7 +90,7 @@ def tensor_images(name: str, images: torch.Tensor) -> RealImages:
     return RealImages(name, len(images), batches)
 
 
-def dataset_images(name: str, dataset: Any, workers: int) -> RealImages:
+def dataset_images(name: str, dataset: ImageDataset, workers: int) -> RealImages:
     """RealImages of a data set of data/images.py."""
 
     def batches(n: int) -> Iterable[torch.Tensor]:

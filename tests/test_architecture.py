@@ -1,6 +1,7 @@
 """The arrows between the rooms, what may be imported where, and how long code may be."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -135,3 +136,14 @@ def test_importing_the_scripts_does_nothing(tmp_path):
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_imports_in_the_documents_are_there():
+    """Of every piece of code in them: modules and names that this project has."""
+    pattern = rf"^ *from ((?:{'|'.join(ALLOWED)})[.\w]*) import ([\w, ]+)$"
+    found = []
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"]:
+        found += re.findall(pattern, path.read_text(), flags=re.MULTILINE)
+    assert len(found) >= 5  # else this shows nothing
+    for module, names in found:
+        assert all(hasattr(importlib.import_module(module), n.strip()) for n in names.split(","))
