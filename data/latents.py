@@ -12,23 +12,15 @@ import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from common import files
 from common.errors import AbsentError, DamagedError, UserError
-from common.files import (
-    json_digest,
-    make_folder,
-    open_regular,
-    parse_json,
-    reading,
-    remove_leftovers,
-    write_atomic,
-)
 from data.batches import load_batches
 from data.images import ImageDataset
 from data.pixels import to_pixels
@@ -108,8 +100,8 @@ def cache_latents(
     decoded and encoded once (twice with its mirror image), a shard at a time in memory.
     """
     folder = Path(folder)
-    make_folder(folder)
-    remove_leftovers(folder)
+    files.make_folder(folder)
+    files.remove_leftovers(folder)
     shards = list(_shards(datasets, mirror))
     names = {s: [name for split, *_, name in shards if split == s] for s in ("train", "valid")}
 
@@ -124,7 +116,11 @@ def cache_latents(
 
     # One file at a time, so that an interrupted caching goes on with the first that is missing.
     # What is there is read, for disks and copies fail: what is damaged is made again.
-    made, digests = 0, _known_digests(folder, names, latent_shape[0])
+    made, digests = 0, None
+    with _made_again():
+        stats, known, found = read_manifest(folder)
+        right = known == names and len(stats.mean) == len(stats.std) == latent_shape[0]
+        digests = found if right else None
     total = sum(len(indices) for *_, indices, _ in shards)
     with tqdm(total=total, desc="latents", unit="images", smoothing=0.05, delay=1) as bar:
         for split, flip, indices, name in shards:
@@ -142,35 +138,26 @@ def cache_latents(
         _write_manifest(folder, names, {**(about or {}), "mirror": mirror})
 
 
-def _known_digests(
-    folder: Path, names: Mapping[str, Sequence[str]], channels: int
-) -> dict[str, str] | None:
-    """What the manifest says; None where there is none, or it must be made again."""
+@contextmanager
+def _made_again() -> Iterator[None]:
+    """Around what is read to know whether it must be made again: absence is no matter, damage is
+    told. That it may not be read is neither, and raised."""
     try:
-        stats, shards, digests = read_manifest(folder)
-        right = shards == names and len(stats.mean) == len(stats.std) == channels
-        return digests if right else None
+        yield
     except DamagedError as error:
         tqdm.write(f"made again: {error}")
     except AbsentError:
         pass
-    return None
 
 
 def _is_whole(path: Path, digest: str | None, latent_shape: tuple[int, int, int]) -> bool:
-    """Read a shard: whether it is there and as written; where damaged, that is said. digest: of the
-    right one, where it is known. Raises UserError where it may not be read."""
-    try:
-        c, h, w = latent_shape
-        with closing(_open_shard(path, digest, (2 * c, h, w))) as file:
-            file.read()
-            _sums(file)
-        return True
-    except DamagedError as error:
-        tqdm.write(f"made again: {error}")
-    except AbsentError:
-        pass
-    return False
+    """Read a shard: whether it is there and as written. digest: of the right one, if known."""
+    c, h, w = latent_shape
+    whole = False
+    with _made_again(), closing(_open_shard(path, digest, (2 * c, h, w))) as file:
+        file.read()
+        whole = bool(_sums(file))
+    return whole
 
 
 def _open_shard(path: Path, digest: str | None, shape: tuple[int, ...] | None) -> TensorFile:
@@ -178,11 +165,8 @@ def _open_shard(path: Path, digest: str | None, shape: tuple[int, ...] | None) -
     w) and with this digest, where they are known."""
     file = TensorFile(path)
     entry = file.entries.get("moments")
-    right = (
-        entry is not None
-        and (len(file.entries), len(entry.shape), entry.dtype) == (1, 4, torch.float16)
-        and entry.shape[1:] == (shape or entry.shape[1:])
-    )
+    found = entry.shape if entry and entry.dtype == torch.float16 else ()
+    right = len(found) == 4 and len(file.entries) == 1 and shape in (None, found[1:])
     if not right or digest not in (None, file.metadata.get(DIGEST)):
         file.close()
         raise DamagedError(path, "it is not the shard that belongs here")
@@ -192,7 +176,7 @@ def _open_shard(path: Path, digest: str | None, shape: tuple[int, ...] | None) -
 def _sums(file: TensorFile) -> tuple[int, torch.Tensor]:
     """What _write_shard has put beside the moments: the count, and the sums (3, c) in float64."""
     with suppress(KeyError, TypeError, ValueError, RuntimeError):
-        found = parse_json(file.metadata["sums"])
+        found = files.parse_json(file.metadata["sums"])
         sums = torch.tensor([found[key] for key in SUMS], dtype=torch.float64)
         if type(found["count"]) is int and 2 * sums.shape[1] == file.entries["moments"].shape[1]:
             return found["count"], sums
@@ -266,8 +250,8 @@ def _write_manifest(
         "shards": shards,
         "digests": digests,
     }
-    text = json.dumps({**manifest, DIGEST: json_digest(manifest)}, indent=1)
-    write_atomic(folder / MANIFEST, lambda file: file.write_text(text, encoding="utf-8"))
+    text = json.dumps({**manifest, DIGEST: files.json_digest(manifest)}, indent=1)
+    files.write_atomic(folder / MANIFEST, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 # ---- Reading ------------------------------------------------------------------------------------
@@ -277,11 +261,11 @@ def read_manifest(folder: Path) -> tuple[LatentStats, dict[str, list[str]], dict
     """(stats, {split: names of shards}, {name: digest}) of a finished cache; earlier versions knew
     no digests. Raises AbsentError, DamagedError, UnreadableError."""
     path = folder / MANIFEST
-    with closing(open_regular(path)) as file, reading(path):
+    with closing(files.open_regular(path)) as file, files.reading(path):
         text = file.read(LARGEST_MANIFEST) or b""
     try:
-        found = parse_json(text)
-        if found.pop(DIGEST, None) != (json_digest(found) if "digests" in found else None):
+        found = files.parse_json(text)
+        if found.pop(DIGEST, None) != (files.json_digest(found) if "digests" in found else None):
             raise ValueError("it is not as written")
         shards = {split: list(found["shards"][split]) for split in ("train", "valid")}
         if not all(SHARD_NAME.fullmatch(name) for names in shards.values() for name in names):
