@@ -9,7 +9,7 @@ python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors
 from command_line import entry, parsers
 
 if __name__ == "__main__":
-    ARGS = parsers.parse_latent()  # before torch is imported: --help answers at once
+    ARGS = entry.begin(parsers.parse_latent)  # before torch is imported: --help answers at once
 
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +35,8 @@ from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.codec import LatentCodec, encode
 from training.progress import file_size, told
-from training.run import NUM_VALID, Run, check_same_data, find_state, total_steps
+from training.resuming import check_same_data, find_state
+from training.run import NUM_VALID, Run, Saving, total_steps
 from training.runtime import Runtime
 
 CHANNEL_MULT = 1, 2, 4  # of the widths, level by level
@@ -56,8 +57,8 @@ def train(args: Arguments) -> None:
     # Data: what the autoencoder was trained on, unless told otherwise; as whitened latents.
     autoencoder, trained_on = load_model(args.encoder, "AutoencoderKL")
     autoencoder_id = fingerprint(autoencoder)
-    if state and state["ids"]["autoencoder"] != autoencoder_id:
-        run_name, wanted = state["settings"]["name"], state["ids"]["autoencoder"]
+    if state and state["ids"].get("autoencoder") != autoencoder_id:
+        run_name, wanted = state["settings"]["name"], str(state["ids"].get("autoencoder"))
         raise UserError(refusal(f"the run {run_name}", wanted, args.encoder, autoencoder_id))
     settings = {**args.settings(), **data_settings(args, trained_on)}
     autoencoder = runtime.place(autoencoder)
@@ -74,7 +75,10 @@ def train(args: Arguments) -> None:
     # The run: how long it is, and what its state keeps.
     order = ShuffledOrder(data.num_train, args.batch, args.seed)
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
-    run = Run("denoiser", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state)
+    run = Run(
+        "denoiser", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state,
+        Saving(args.keep, args.save_every, args.deadline),
+    )  # fmt: skip
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.

@@ -66,6 +66,11 @@ def load_model(path: str | Path, kind: str) -> tuple[Any, dict[str, Any]]:
     return model.eval(), facts
 
 
+def load_facts(path: str | Path) -> dict[str, Any]:
+    """The facts of a checkpoint; its tensors are not read. Raises UserError like load_model."""
+    return _read(path, "checkpoint")[2]
+
+
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes, types and bytes of all tensors, as 64 hex digits."""
     digest = hashlib.sha256()
