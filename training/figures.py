@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from common.files import write_atomic
+from data.damage import DAMAGED
 from data.pixels import to_display, to_pixels, to_uint8
 
+MADE_BY = "latent-diffusion"  # in every picture, so that no other is written over
 PIXELS = 1000  # least width of a grid: small pictures are enlarged for the eye
 
 
@@ -32,10 +34,10 @@ def save_grid(path: str | Path, x: torch.Tensor, columns: int | None = None) -> 
 def save_image(path: str | Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
     """A PIL image to .png or .jpg, by the ending of path; text: {key: value}, kept in a PNG."""
     if not str(path).lower().endswith(".png"):
-        write_atomic(path, lambda file: image.save(file, "JPEG", quality=92))
+        write_atomic(path, lambda file: image.save(file, "JPEG", quality=92, comment=MADE_BY))
         return
     info = PngInfo()
-    for key, value in (text or {}).items():
+    for key, value in {"Software": MADE_BY, **(text or {})}.items():
         info.add_text(key, value)
     write_atomic(path, lambda file: image.save(file, "PNG", pnginfo=info))
 
@@ -47,9 +49,22 @@ def save_animation(path: str | Path, frames: Sequence[torch.Tensor], columns: in
 
     def write(file: Path) -> None:
         first, *others = images
-        first.save(file, "GIF", append_images=others, duration=durations, loop=0, save_all=True)
+        first.save(
+            file, "GIF", append_images=others, duration=durations, loop=0, save_all=True,
+            comment=MADE_BY,
+        )  # fmt: skip
 
     write_atomic(path, write)
+
+
+def made_here(path: str | Path) -> bool:
+    """Whether a picture that is there was made by this file."""
+    try:
+        with Image.open(path, formats=["PNG", "JPEG", "GIF"]) as image:
+            mark = image.info.get("Software") or image.info.get("comment")
+    except DAMAGED:
+        return False
+    return mark in (MADE_BY, MADE_BY.encode())
 
 
 def _grid(x: torch.Tensor, columns: int, width: float) -> Image.Image:
@@ -285,4 +300,8 @@ def _shades(n: int) -> np.ndarray:
 
 
 def _save(fig: Figure, path: str | Path) -> None:
-    write_atomic(path, lambda file: fig.savefig(file, format="png", dpi=110, bbox_inches="tight"))
+    about = {"Software": MADE_BY}
+    write_atomic(
+        path,
+        lambda file: fig.savefig(file, format="png", dpi=110, bbox_inches="tight", metadata=about),
+    )
