@@ -72,6 +72,8 @@ def _check_state(path: Path, state: dict, folder: Path) -> None:
         "settings": dict, "ids": dict, "configs": dict, "random": dict,
     }  # fmt: skip
     wrong = [k for k, kind in wanted.items() if type(state.get(k)) is not kind]
+    if not isinstance(state.setdefault("valid_loss", None), float | None):
+        wrong.append("valid_loss")
     if not wrong and type(state["settings"].get("steps")) is not int:
         wrong = ["settings"]
     counts = [state[k] for k, kind in wanted.items() if kind is int and k not in wrong]

@@ -109,7 +109,8 @@ class Run:
         # What take() will be given; when it was last saved; by which signal it was asked to stop.
         self.parts: dict[str, Any] = {}
         self.series = Series(name, {}, {})
-        self.valid_loss: float | None = None  # the newest, by which the best checkpoint is known
+        # The newest, by which the best checkpoint is known.
+        self.valid_loss: float | None = state["valid_loss"] if state else None
         self._saved_at, self._stop = time.monotonic(), 0
         self._dispensing = False
 
@@ -237,7 +238,9 @@ class Run:
         if self.save_due(done) or time.monotonic() - self._saved_at > STATE_EVERY:
             self.save_state(done)
         if self.save_due(done):
-            self.series.save(done, self.epoch(done), self.valid_loss)
+            path, *_ = self.series.save(done, self.epoch(done), self.valid_loss)
+            if done == self.steps:
+                tqdm.write(told("checkpoint", path))
         if self.figures_due(done) and not self._stop:
             self._draw(draw)
         late = self.saving.deadline is not None and time.monotonic() > self.saving.deadline
@@ -287,6 +290,7 @@ class Run:
             "skipped": self.skipped,
             "begun_as": self.schedule.begun_as,
             "fall_start": self.schedule.fall_start,
+            "valid_loss": self.valid_loss,
             "settings": self.settings,
             "ids": self.ids,
             "configs": _configs(self.parts),

@@ -24,18 +24,20 @@ class Series:
         self.name, self.networks, self.facts = name, networks, facts
         self.numbered, self.keep = numbered, keep
 
-    def save(self, step: int, epoch: int, valid_loss: float | None) -> None:
-        """Those after this step, where they are not there already; older ones that need not stay
-        are removed, and what a stop has left."""
+    def save(self, step: int, epoch: int, valid_loss: float | None) -> list[Path]:
+        """The paths of those after this step, made where they are not there already. Older ones
+        that need not stay are removed, and what a stop has left."""
         ending = f"_epoch{epoch:04d}" + f"_step{step}" * self.numbered
-        facts = self._facts(step, epoch, valid_loss)
+        facts, paths = self._facts(step, epoch, valid_loss), []
         for task, network in self.networks.items():
             path = self._free(self._path(task, ending), step)
+            paths.append(path)
             if not path.exists():
                 checkpoint.save_model(path, network, facts)
             self._path(task, "_stopped").unlink(missing_ok=True)
             if self.keep is not None:
                 self._forget(task)
+        return paths
 
     def save_stopped(self, step: int, epoch: int) -> None:
         """What --show can show of a run that was stopped: NAME_stopped, until the next save."""
