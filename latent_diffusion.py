@@ -55,7 +55,7 @@ def train(args: Arguments) -> None:
     runtime = Runtime(args.device, args.precision, args.workers)
 
     # Data: what the autoencoder was trained on, unless told otherwise; as whitened latents.
-    autoencoder, trained_on = load_model(args.encoder, "AutoencoderKL")
+    autoencoder, trained_on = load_model(args.encoder, "AutoencoderKL", ("data", "size"))
     autoencoder_id = fingerprint(autoencoder)
     if state and state["ids"].get("autoencoder") != autoencoder_id:
         run_name, wanted = state["settings"]["name"], str(state["ids"].get("autoencoder"))
@@ -144,7 +144,7 @@ def cached_latents(
         lambda x: encode(autoencoder, runtime, x).moments(),
         images, shape, folder, mirror, runtime.workers, about,
     )  # fmt: skip
-    return {split: LatentDataset(folder, split) for split in images}
+    return {split: LatentDataset(folder, split, checked=True) for split in images}
 
 
 def denoiser_data(
@@ -216,7 +216,7 @@ def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any], dict[str
             f"{path} was trained with autoencoder {wanted[:8]}, which is not in "
             "checkpoints/autoencoder; pass it as --encoder"
         )
-    autoencoder, trained_on = load_model(encoder, "AutoencoderKL")
+    autoencoder, trained_on = load_model(encoder, "AutoencoderKL", ("data",))
     if fingerprint(autoencoder) != wanted:
         raise UserError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
 

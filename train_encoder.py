@@ -98,7 +98,7 @@ def discriminator_network(
 def evaluate(args: Arguments) -> None:
     """Measure an autoencoder's reconstructions of the validation images."""
     # The autoencoder, and images that it was not trained on.
-    model, facts = load_model(args.evaluate, "AutoencoderKL")
+    model, facts = load_model(args.evaluate, "AutoencoderKL", ("data", "size"))
     runtime = Runtime(args.device, args.precision, args.workers)
     model = runtime.place(model)
     data = args.typed("data", facts["data"])

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from benchmarks import steps
 from benchmarks.report import alternate, python, synchronize
@@ -24,6 +22,7 @@ from data.latents import BATCH, MANIFEST, SHARD, LatentDataset, cache_latents
 from data.order import ShuffledOrder
 from data.pixels import to_pixels
 from data.synthetic import draw_face
+from data.tensor_files import write_tensors
 from training import codec
 from training.figures import save_image
 from training.runtime import Runtime
@@ -167,7 +166,7 @@ def fill_cache(folder, count, shape):
     for start in range(0, count, SHARD):
         names.append(f"train-{start // SHARD:05d}.safetensors")
         part = moments[: count - start].contiguous()
-        save_file({"moments": part}, os.path.join(folder, names[-1]))
+        write_tensors(Path(folder, names[-1]), {"moments": part}, {})
     stats = {"mean": [0.0] * c, "std": [1.0] * c}
     manifest = {"stats": stats, "shards": {"train": names, "valid": []}}
     Path(folder, MANIFEST).write_text(json.dumps(manifest))

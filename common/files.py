@@ -1,30 +1,79 @@
-"""Files are finished or absent; folders that can be written to; the first line of an error."""
+"""Files are finished or absent; folders that can be written to; reading what may be anything."""
 
+import hashlib
+import json
+import math
 import os
+import re
+import secrets
+import stat
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
-from common.errors import UserError
+from common.errors import AbsentError, UnreadableError, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY = re.compile(r".*\.\d+-[0-9a-f]{8}\.tmp", re.DOTALL)  # of write_atomic
+EARLIER = re.compile(r".*\.\d+(-\w+)?\.tmp|\.tmp\w{6}", re.DOTALL)  # not locked
+DAY = 86_400  # seconds
+
+
+# ---- Writing ------------------------------------------------------------------------------------
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path), flush it to the disk, then give it its name, all in one folder.
 
-    The folder is made. Whatever interrupts this, path holds its old content or all of the new. What
-    write raises is passed on, and so are OSErrors of a full or read-only disk.
+    The folder is made. Whatever interrupts this, path holds its old content or all of the new, with
+    the rights that the umask gives. write fills the temporary file and puts none in its place,
+    because its lock says that its writer lives. What write raises is passed on, and so are OSErrors
+    of a full or read-only disk; they name path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _temporary_beside(path)
+        temporary = Path(lock.name)
+        with lock:
+            write(temporary)
+            os.fsync(lock.fileno())
+            if fcntl is None:  # Windows renames no open file
+                lock.close()
+            os.replace(temporary, path)
+        with suppress(OSError):  # the name on the disk too, where the system can
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary != path:
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> FileIO:
+    """A new file, locked while it is open. Its name is unique in all containers that share a disk,
+    as the number of a process is not."""
+    while True:
+        name = f"{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        file = FileIO(str(path.with_name(name)), "xb")
+        with suppress(OSError):  # a disk without locks
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # else removed as a leftover before it was locked
+            return file
+        file.close()
 
 
 def make_folder(path: str | Path) -> None:
@@ -39,12 +88,81 @@ def make_folder(path: str | Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove what write_atomic of a killed process left there more than a day ago. For folders that
-    are the project's own: somebody else's file might have such a name."""
-    for path in Path(folder).glob("*.[0-9]*.tmp"):
-        with suppress(OSError):  # another process may be as quick
-            if time.time() - path.stat().st_mtime > 86_400:
-                path.unlink()
+    """Remove the temporary files of write_atomic whose lock is free: the system ends a process's
+    locks with it. Those of earlier versions, which knew no locks: after a day. For folders that are
+    the project's own: somebody else's file might have such a name."""
+    with suppress(OSError):  # a folder that may not be read
+        for path in list(Path(folder).iterdir()):
+            locked = fcntl is not None and TEMPORARY.fullmatch(path.name)
+            if not locked and not EARLIER.fullmatch(path.name):
+                continue
+            with suppress(OSError), open(path, "rb+") as file:
+                if locked:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error while it is held
+                elif time.time() - path.stat().st_mtime < DAY:
+                    continue
+                path.unlink()  # while it is locked: a writer that comes too late sees it
+
+
+# ---- Reading ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Around what reads a file: OSErrors become AbsentErrors and UnreadableErrors that name it."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise AbsentError(f"there is no file {path}; make it, or give another") from None
+    except PermissionError:
+        raise UnreadableError(f"{path} may not be read; ask its owner to allow it") from None
+    except OSError as error:
+        why = error.strerror or first_line(error)
+        raise UnreadableError(f"{path} cannot be read ({why}); try again, or from a copy") from None
+
+
+def open_regular(path: str | Path) -> FileIO:
+    """A file to read from, unbuffered. Raises what reading() does, and UserError for what might
+    never end: a pipe, a device."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # waits for no pipe
+
+    with reading(path):
+        file = FileIO(path, "rb", opener=opener)
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise UserError(f"{path} is no regular file; give the name of one")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What it says. Raises ValueError where it is no JSON, or what no file of ours holds: a key
+    twice, a number that is not finite, a depth that no program can follow."""
+    try:
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
+        )
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError("a number is not finite")
+    return value
+
+
+def json_digest(content: Any) -> str:
+    """SHA-256 of what JSON can hold, as 64 hex digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def first_line(error: BaseException) -> str:

@@ -8,26 +8,33 @@ std 1 over the training set. N: images, c: latent channels, h, w: latent size.
 import hashlib
 import json
 import math
+import re
 import shutil
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
-from common.errors import UserError
-from common.files import make_folder, remove_leftovers, write_atomic
+from common import files
+from common.errors import AbsentError, DamagedError, UserError
 from data.batches import load_batches
 from data.images import ImageDataset
 from data.pixels import to_pixels
+from data.tensor_files import DIGEST, TensorFile, as_bytes, write_tensors
 
 SHARD = 4096  # images per shard: an interrupted caching loses at most one
 BATCH = 64  # images per call of encode
 MANIFEST = "manifest.json"
+SHARD_NAME = re.compile(r"(train|valid)(-mirror)?-\d{5,}\.safetensors")
+LARGEST_MANIFEST = 2**26  # bytes
+SUMS = "mean", "square", "variance"  # over images and positions, of each shard
+NUMBER, POSITIVE = r"-?\d{1,6}(\.\d+)?(e-\d+)?", r"(?!0(\.0)?[,\]])\d{1,6}(\.\d+)?(e-0\d)?"
+STATS = rf'\{{"mean": \[{NUMBER}(, {NUMBER})*\], "std": \[{POSITIVE}(, {POSITIVE})*\]\}}'  # JSON
+OPEN_FILES = 100  # at a time; some systems allow 256
 
 Indices = torch.Tensor | Sequence[int]  # of images, (B,)
 
@@ -36,8 +43,8 @@ Indices = torch.Tensor | Sequence[int]  # of images, (B,)
 class LatentStats:
     """Mean and standard deviation per latent channel over a training set."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def whiten(self, z: torch.Tensor) -> torch.Tensor:
         """(B, c, h, w) on the autoencoder's scale -> mean 0, std 1 per channel."""
@@ -68,6 +75,10 @@ def cache_bytes(
     """Bytes on disk of the cache of these data sets; latent_shape = (c, h, w)."""
     copies = {"train": 1 + mirror, "valid": 1}
     images = sum(copies[split] * len(dataset) for split, dataset in datasets.items())
+    return _bytes(images, latent_shape)
+
+
+def _bytes(images: int, latent_shape: tuple[int, ...]) -> int:
     return images * 2 * math.prod(latent_shape) * torch.float16.itemsize
 
 
@@ -88,41 +99,88 @@ def cache_latents(
     small, the encoder gives what is not finite, or no training image can be read. Every image is
     decoded and encoded once (twice with its mirror image), a shard at a time in memory.
     """
-    # The manifest comes last: with it the cache is complete.
     folder = Path(folder)
-    if (folder / MANIFEST).is_file():
-        return
-    make_folder(folder)
-    remove_leftovers(folder)
+    files.make_folder(folder)
+    files.remove_leftovers(folder)
+    shards = list(_shards(datasets, mirror))
+    names = {s: [name for split, *_, name in shards if split == s] for s in ("train", "valid")}
 
     # Say that the disk is too small before hours of encoding; finished shards need no more room.
-    done = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-    missing, free = cache_bytes(datasets, latent_shape, mirror) - done, shutil.disk_usage(folder)[2]
-    if missing > free:
+    missing = sum(len(indices) for *_, indices, name in shards if not (folder / name).exists())
+    needed, free = _bytes(missing, latent_shape), shutil.disk_usage(folder)[2]
+    if needed > free:
         raise UserError(
-            f"the latents need another {missing / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB "
+            f"the latents need another {needed / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB "
             "are free; make room, or choose a smaller --size"
         )
 
     # One file at a time, so that an interrupted caching goes on with the first that is missing.
-    shards = list(_shards(datasets, mirror))
+    # What is there is read, for disks and copies fail: what is damaged is made again.
+    made, digests = 0, None
+    with _made_again():
+        stats, known, found = read_manifest(folder)
+        right = known == names and len(stats.mean) == len(stats.std) == latent_shape[0]
+        digests = found if right else None
     total = sum(len(indices) for *_, indices, _ in shards)
-    with tqdm(total=total, desc="encoding", unit="images", smoothing=0.05) as bar:
+    with tqdm(total=total, desc="latents", unit="images", smoothing=0.05, delay=1) as bar:
         for split, flip, indices, name in shards:
-            if (folder / name).is_file():
+            if _is_whole(folder / name, (digests or {}).get(name), latent_shape):
                 bar.update(len(indices))
                 continue
             batches = [list(indices[i : i + BATCH]) for i in range(0, len(indices), BATCH)]
             with closing(load_batches(datasets[split], batches, workers)) as images:
                 moments = _encode(encode, images, flip, latent_shape, bar)
             _write_shard(moments, folder / name)
+            made += 1
 
-    # Reads the sums of all shards, also of those that an earlier run wrote.
-    try:
-        names = [(split, name) for split, *_, name in shards]
+    # With the manifest the cache is complete. It is of the sums of all shards.
+    if made or digests is None:
         _write_manifest(folder, names, {**(about or {}), "mirror": mirror})
-    except SafetensorError as error:
-        raise UserError(f"{folder} is damaged ({error}); delete it: it is made again") from None
+
+
+@contextmanager
+def _made_again() -> Iterator[None]:
+    """Around what is read to know whether it must be made again: absence is no matter, damage is
+    told. That it may not be read is neither, and raised."""
+    try:
+        yield
+    except DamagedError as error:
+        tqdm.write(f"made again: {error}")
+    except AbsentError:
+        pass
+
+
+def _is_whole(path: Path, digest: str | None, latent_shape: tuple[int, int, int]) -> bool:
+    """Read a shard: whether it is there and as written. digest: of the right one, if known."""
+    c, h, w = latent_shape
+    whole = False
+    with _made_again(), closing(_open_shard(path, digest, (2 * c, h, w))) as file:
+        file.read()
+        whole = bool(_sums(file))
+    return whole
+
+
+def _open_shard(path: Path, digest: str | None, shape: tuple[int, ...] | None) -> TensorFile:
+    """Its header read. Raises DamagedError unless it is a shard, of moments of this shape (2c, h,
+    w) and with this digest, where they are known."""
+    file = TensorFile(path)
+    entry = file.entries.get("moments")
+    found = entry.shape if entry and entry.dtype == torch.float16 else ()
+    right = len(found) == 4 and len(file.entries) == 1 and shape in (None, found[1:])
+    if not right or digest not in (None, file.metadata.get(DIGEST)):
+        file.close()
+        raise DamagedError(path, "it is not the shard that belongs here")
+    return file
+
+
+def _sums(file: TensorFile) -> tuple[int, torch.Tensor]:
+    """What _write_shard has put beside the moments: the count, and the sums (3, c) in float64."""
+    with suppress(KeyError, TypeError, ValueError, RuntimeError):
+        found = files.parse_json(file.metadata["sums"])
+        sums = torch.tensor([found[key] for key in SUMS], dtype=torch.float64)
+        if type(found["count"]) is int and 2 * sums.shape[1] == file.entries["moments"].shape[1]:
+            return found["count"], sums
+    raise DamagedError(file.path, "it does not say its sums")
 
 
 def _shards(
@@ -164,78 +222,111 @@ def _write_shard(moments: torch.Tensor, path: Path) -> None:
         "square": mean.square().sum(dim=(0, 2, 3)).tolist(),
         "variance": logvar.exp().sum(dim=(0, 2, 3)).tolist(),
     }
-    metadata = {"sums": json.dumps(sums)}  # one key: several would be written in any order
-    write_atomic(path, lambda file: save_file({"moments": moments}, file, metadata))
+    write_tensors(path, {"moments": moments}, {"sums": json.dumps(sums)})
 
 
 def _write_manifest(
-    folder: Path, shards: Sequence[tuple[str, str]], about: Mapping[str, object]
+    folder: Path, shards: Mapping[str, Sequence[str]], about: Mapping[str, object]
 ) -> None:
     """Statistics over all training shards, in float64, and the list of files: cache complete."""
     # The shards carry their sums, so that no moments are read again.
-    count: int = 0
-    totals: dict[str, torch.Tensor] = {}
-    for split, name in shards:
-        if split == "train":
-            with safe_open(folder / name, "pt") as file:
-                sums = json.loads(file.metadata()["sums"])
-            count += sums.pop("count")
-            for key, values in sums.items():
-                per_channel = torch.tensor(values, dtype=torch.float64)
-                totals[key] = totals.get(key, 0) + per_channel
+    count, totals = 0, torch.zeros(3, 1, dtype=torch.float64)
+    digests: dict[str, str] = {}
+    for split, names in shards.items():
+        for name in names:
+            with closing(TensorFile(folder / name)) as file:
+                digests |= {name: file.metadata[DIGEST]} if DIGEST in file.metadata else {}
+                more, sums = _sums(file) if split == "train" else (0, 0)
+                count, totals = count + more, totals + sums
     if not count:
         raise UserError("none of the training images can be read (named above)")
 
     # The variance of what is drawn: of the means, plus the mean variance of the posteriors.
-    mean = totals["mean"] / count
-    std = (totals["square"] / count - mean.square() + totals["variance"] / count).sqrt()
-
-    # With this file the cache is complete.
+    mean, square, variance = totals / count
+    std = (square - mean.square() + variance).sqrt()
     manifest = {
         "about": about,
         "stats": {"mean": mean.tolist(), "std": std.tolist()},
-        "shards": {s: [n for split, n in shards if split == s] for s in ("train", "valid")},
+        "shards": shards,
+        "digests": digests,
     }
-    write_atomic(folder / MANIFEST, lambda file: file.write_text(json.dumps(manifest, indent=1)))
+    text = json.dumps({**manifest, DIGEST: files.json_digest(manifest)}, indent=1)
+    files.write_atomic(folder / MANIFEST, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+# ---- Reading ------------------------------------------------------------------------------------
+
+
+def read_manifest(folder: Path) -> tuple[LatentStats, dict[str, list[str]], dict[str, str]]:
+    """(stats, {split: names of shards}, {name: digest}) of a finished cache; earlier versions knew
+    no digests. Raises AbsentError, DamagedError, UnreadableError."""
+    path = folder / MANIFEST
+    with closing(files.open_regular(path)) as file, files.reading(path):
+        text = file.read(LARGEST_MANIFEST) or b""
+    try:
+        found = files.parse_json(text)
+        if found.pop(DIGEST, None) != (files.json_digest(found) if "digests" in found else None):
+            raise ValueError("it is not as written")
+        shards = {split: list(found["shards"][split]) for split in ("train", "valid")}
+        if not all(SHARD_NAME.fullmatch(name) for names in shards.values() for name in names):
+            raise ValueError("it names what is no shard")
+        if not re.fullmatch(STATS, json.dumps(found["stats"])):
+            raise ValueError("its stats are no numbers")
+        return LatentStats(**found["stats"]), shards, found.get("digests", {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(path, str(error)) from None
 
 
 class LatentDataset:
-    """One split of a finished cache, mapped into memory, not read: it may be larger than that.
+    """One split of a finished cache, on the disk: it may be larger than the memory.
 
-    len(): N. stats: LatentStats of the training set. Raises UserError when a file is missing or
-    damaged.
+    len(): N. stats: LatentStats of the training set. checked: whether cache_latents has just read
+    all shards; otherwise each is checked when it is first read from. Raises UserError when a file
+    is missing, damaged, or may not be read; so does what reads from it.
     """
 
-    def __init__(self, folder: str | Path, split: str) -> None:
-        folder = Path(folder)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            self.stats = LatentStats(*(tuple(manifest["stats"][k]) for k in ("mean", "std")))
-            self._shards: list[torch.Tensor] = []
-            for name in manifest["shards"][split]:
-                with safe_open(folder / name, "pt") as file:
-                    self._shards.append(file.get_tensor("moments"))  # a map of the file
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise UserError(f"{folder} is damaged ({error}); delete it: it is made again") from None
-        self._starts = torch.tensor([0] + [len(s) for s in self._shards]).cumsum(0)
+    def __init__(self, folder: str | Path, split: str, checked: bool = False) -> None:
+        self.stats, shards, digests = read_manifest(Path(folder))
+        self._shards = [(Path(folder, name), digests.get(name)) for name in shards[split]]
+        self._files: dict[int, TensorFile] = {}  # those that are open
+        self._starts, self._shape = [0], None
+        self._checked = [True] * len(self._shards)  # their headers are enough for now
+        for i in range(len(self._shards)):
+            n, *shape = self._file(i).entries["moments"].shape
+            if not shape[0] == 2 * len(self.stats.mean) == 2 * len(self.stats.std):
+                raise DamagedError(Path(folder, MANIFEST), "its stats are of other channels")
+            self._starts.append(self._starts[-1] + n)
+            self._shape = tuple(shape)
+        self._checked = [checked] * len(self._shards)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def moments(self, indices: Indices) -> torch.Tensor:
         """(B,) indices -> (B, 2c, h, w) fp16 on the CPU: mean and logvar as stored.
 
         Time and memory are O(B), plus a bisection among the shards.
         """
-        indices = torch.as_tensor(indices)
-        shard_of = torch.bucketize(indices, self._starts, right=True) - 1
-        order = shard_of.argsort()  # one read per shard
-        counts = torch.bincount(shard_of, minlength=len(self._shards)).tolist()
-        rows = (indices - self._starts[shard_of])[order].split(counts)
-        parts = [shard[r] for shard, r in zip(self._shards, rows, strict=True) if len(r)]
-        out = torch.empty(len(indices), *self._shards[0].shape[1:], dtype=torch.float16)
-        out[order] = torch.cat(parts)
+        # Read, not mapped: the system kills whoever reads a map of a file that became shorter.
+        assert self._shape, "nothing is in this split"
+        out = torch.empty(len(indices), *self._shape, dtype=torch.float16)
+        rows, size = as_bytes(out), out[:1].nbytes
+        for row, index in enumerate(torch.as_tensor(indices).tolist()):
+            shard = bisect_right(self._starts, index) - 1
+            at = size * (index - self._starts[shard])
+            self._file(shard).read_into(rows[row * size : (row + 1) * size], at)
         return out
+
+    def _file(self, i: int) -> TensorFile:
+        """An open shard, checked."""
+        if i not in self._files:
+            if len(self._files) >= OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[i] = _open_shard(*self._shards[i], self._shape)
+        if not self._checked[i]:
+            self._files[i].read()
+            self._checked[i] = True
+        return self._files[i]
 
     def means(self, indices: Indices) -> torch.Tensor:
         """Whitened means of the posteriors of these images: (B, c, h, w) float32 on the CPU."""

@@ -13,28 +13,41 @@ import torch
 from tqdm import tqdm
 
 from common.choices import SAMPLERS
-from common.errors import UserError
+from common.errors import DamagedError, UserError, short
 from models.diffusion import epsilon
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
-from training.checkpoint import load_model
+from training.checkpoint import check_fields, load_model
 from training.codec import Codec
 from training.runtime import Runtime
 
+NEEDED = {  # facts of a denoiser
+    "pixels": ("shape", "scheduler"),
+    "latents": ("shape", "size", "scheduler", "latent_stats", "autoencoder_id"),
+}
 Draw = Callable[[], torch.Tensor]  # gives the next standard normal noise, (B, c, h, w)
 
 
 def load_denoiser(path: str | Path, space: str) -> tuple[UNet, DDPMScheduler, dict[str, Any]]:
     """(UNet, DDPMScheduler, facts) of a denoiser for space "pixels" or "latents".
 
-    Raises UserError as load_model does, and for a denoiser of the other space.
+    Raises UserError as load_model does, for a denoiser of the other space, and where its facts do
+    not fit its network.
     """
     model, facts = load_model(path, "UNet")
     if facts.get("space") != space:
         script = {"pixels": "mnist_diffusion.py", "latents": "latent_diffusion.py"}
-        other = script[facts["space"]] if facts.get("space") in script else "another script"
-        raise UserError(f"{path} is a denoiser of {facts.get('space')}: show it with {other}")
+        found = short(facts.get("space"))
+        raise UserError(
+            f"{path} is a denoiser of {found}: show it with {script.get(found, 'another script')}"
+        )
+    check_fields(path, facts, NEEDED[space])
+    channels, height, width = facts["shape"]
+    stats = facts["latent_stats"].values() if space == "latents" else []
+    fits = {model.config.in_channels, *map(len, stats)} == {channels}
+    if not fits or height % model.stride or width % model.stride:
+        raise DamagedError(path, f"its shape {facts['shape']} is not of its network")
     return model, DDPMScheduler(_scheduler_config(facts["scheduler"])), facts
 
 

@@ -1,14 +1,36 @@
 """Checkpoints and states: round trips to the bit, JSON inside, refusals in a sentence."""
 
+import errno
 import json
+import os
+import resource
 import struct
+import time
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import randomize, small_autoencoder, small_unet
+from fuzz import (
+    EXAMPLES,
+    HOSTILE,
+    NO_JSON,
+    assert_one_line,
+    damaged_bytes,
+    damaged_trees,
+    header_of,
+    put_header,
+    some,
+)
+from helpers import randomize, scheduler, small_autoencoder, small_unet
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from common.errors import UnreadableError, UserError
+from data.tensor_files import TensorFile, write_tensors
+from generation.pipeline import load_denoiser
+from models.classifier import Classifier, ClassifierConfig
+from models.discriminator import DiscriminatorConfig, PatchDiscriminator
+from training import checkpoint
 from training.checkpoint import (
     checkpoints_in,
     find_by_fingerprint,
@@ -142,9 +164,279 @@ def test_other_versions_are_refused(tmp_path):
 
 
 def test_newest_comes_first(tmp_path):
-    import os
-
     for i, name in enumerate(["b", "c", "a"]):
         save_model(tmp_path / f"{name}.safetensors", small_unet(), {})
         os.utime(tmp_path / f"{name}.safetensors", (1000 + i, 1000 + i))
     assert [p.stem for p in checkpoints_in(tmp_path)] == ["a", "c", "b"]
+
+
+# ---- Damaged and hostile files ------------------------------------------------------------------
+
+DENOISER = {
+    "space": "latents", "data": "celeba", "data_root": "data", "size": [32, 64],
+    "shape": [3, 8, 16], "scheduler": vars(scheduler().config), "cache": "0123456789abcdef",
+    "latent_stats": {"mean": [0.1, -2, 3e-7], "std": [1.0, 2, 3.5e-5]}, "autoencoder_id": "7" * 64,
+}  # fmt: skip
+RUN = {
+    "folder": "checkpoints/kind", "step": 4, "skipped": 0, "begun_as": 9, "fall_start": 7,
+    "settings": {"name": "a", "steps": 9, "lr": 1e-3}, "ids": {"data": "x: 1"}, "configs": {},
+    "random": {"cpu": torch.get_rng_state()}, "model": {"w": torch.ones(3), "list": [1, None]},
+}  # fmt: skip
+NETWORKS = [
+    small_unet(),
+    small_autoencoder(),
+    PatchDiscriminator(DiscriminatorConfig(3, 8, 2)),
+    Classifier(ClassifierConfig(1, (8, 8), 6, 10)),
+]
+
+
+def rewrite(path, **metadata):
+    """Other metadata, a tree or bytes each, with digests that are right: by whoever knows how."""
+    file = TensorFile(path)
+    texts = {k: v.decode("latin1") if isinstance(v, bytes) else json.dumps(v)
+             for k, v in metadata.items()}  # fmt: skip
+    kept = {k: file.metadata[k] for k in ("format", "version", "config", "facts")}
+    write_tensors(path, file.read(), {**kept, **texts})
+    file.close()
+
+
+def make_old(path):
+    """As earlier versions wrote it, without digests."""
+    header, rest = header_of(path)
+    for key in ("fingerprint", "digest"):
+        del header["__metadata__"][key]
+    put_header(path, header, rest)
+
+
+@pytest.fixture
+def denoiser(tmp_path):
+    path = tmp_path / "d.safetensors"
+    save_model(path, randomize(small_unet(3)), DENOISER)
+    return path
+
+
+@pytest.fixture
+def state(tmp_path):
+    save_state(tmp_path / "run.state", RUN)
+    return tmp_path / "run.state"
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
+    return one == other
+
+
+def contents(path):
+    """What a user gets of a file."""
+    if path.suffix == ".state":
+        return load_state(path)
+    model, known, facts = load_denoiser(path, "latents")
+    return {**model.state_dict(), "config": model.config, "known": known.config, "facts": facts}
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "state"])
+def test_any_damage_is_noticed(kind, request):
+    path = request.getfixturevalue(kind)
+    expected, content = contents(path), path.read_bytes()
+    for seed in range(2 * EXAMPLES):
+        path.write_bytes(damaged_bytes(content, seed))
+        try:
+            assert equal(contents(path), expected), seed
+        except UserError as error:
+            assert_one_line(error, path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("key", ["config", "facts"])
+@pytest.mark.parametrize("kind", ["denoiser", "state"])
+def test_metadata_may_say_anything(kind, key, old, request):
+    path = request.getfixturevalue(kind)
+    tree = json.loads(header_of(path)[0]["__metadata__"][key])
+    for found in some([*damaged_trees(tree), *HOSTILE, *NO_JSON]):
+        rewrite(path, **{key: found})
+        if old:
+            make_old(path)
+        try:
+            contents(path)
+        except UserError as error:
+            assert_one_line(error, path)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: type(n).__name__)
+def test_configs_may_say_anything(tmp_path, network):
+    """What is loaded is what was saved."""
+    path, kind = tmp_path / "m.safetensors", type(network).__name__
+    save_model(path, network, {})
+    tree = json.loads(header_of(path)[0]["__metadata__"]["config"])
+    for found in some(damaged_trees(tree)):
+        rewrite(path, config=found)
+        try:
+            model = load_model(path, kind)[0]
+            assert equal(model.state_dict(), network.state_dict())
+        except UserError as error:
+            assert_one_line(error, path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"blocks": 10**9}, {"blocks": 60_000}, {"channels": [8192] * 3}, {"channels": [8] * 10**5},
+     {"channels": [8] * 30, "blocks": 60_000}, {"groups": 10**9}, {"latent_channels": 65_536}],
+    ids=str,
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_before_it_is_built(tmp_path, config):
+    path = tmp_path / "m.safetensors"
+    save_model(path, small_autoencoder(), {})
+    rewrite(path, config={**json.loads(header_of(path)[0]["__metadata__"]["config"]), **config})
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(UserError, match="does not fit this version of the code: ") as caught:
+        load_model(path, "AutoencoderKL")
+    assert time.monotonic() - began < 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
+    assert_one_line(caught.value, path)
+
+
+def save_tensors(path, tensors):
+    config = {"kind": "UNet", **vars(small_unet().config)}
+    metadata = {"version": "1", "config": json.dumps(config), "facts": "{}"}
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_wrapped_networks_are_told(tmp_path, prefix):
+    path = tmp_path / "m.safetensors"
+    save_tensors(path, {prefix + k: v for k, v in small_unet().state_dict().items()})
+    with pytest.raises(UserError, match=f"m.safetensors does not fit .* keys begin with {prefix}"):
+        load_model(path, "UNet")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            lambda t: t.update({"conv_in.bias": torch.zeros(9)}),
+            "conv_in.bias is .9,. .*8,.* needed",
+        ),
+        (lambda t: t.update({"conv_in.bias": torch.zeros(8).half()}), "conv_in.bias is .*float16"),
+        (lambda t: t.pop("conv_in.bias"), "conv_in.bias is missing"),
+        (lambda t: t.update({"y" * 10**6: torch.zeros(1)}), "yyy... is not of this network"),
+        (lambda t: t["conv_in.bias"].fill_(torch.nan), "conv_in.bias is not finite"),
+        (lambda t: t.clear(), "of more blocks than its 0 tensors can be"),
+    ],
+)
+def test_other_tensors_are_told_by_name(tmp_path, change, text):
+    path, tensors = tmp_path / "m.safetensors", dict(small_unet().state_dict())
+    save_tensors(path, tensors)
+    assert equal(load_model(path, "UNet")[0].state_dict(), tensors)  # an earlier version's
+    change(tensors)
+    save_tensors(path, tensors)
+    with pytest.raises(UserError, match=text) as caught:
+        load_model(path, "UNet")
+    assert_one_line(caught.value, path)
+
+
+def test_reading_draws_no_more_random_numbers_than_it_did(tmp_path):
+    """Those of one network on the CPU: so seeded runs stay the same to the bit."""
+    save_model(tmp_path / "m.safetensors", small_unet(), {})
+    torch.manual_seed(0)
+    load_model(tmp_path / "m.safetensors", "UNet")
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    small_unet()
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_needed_facts_are_asked_for(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(path, small_autoencoder(), {"data": "x", "size": [0, 1]})
+    load_model(path, "AutoencoderKL")
+    with pytest.raises(UserError, match=r"m.safetensors is damaged \(its size is \[0, 1\]\)"):
+        load_model(path, "AutoencoderKL", ("data", "size"))
+    save_model(path, small_autoencoder(), {"data": "x"})
+    with pytest.raises(UserError, match="does not say its size"):
+        load_model(path, "AutoencoderKL", ("data", "size"))
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "state"])
+def test_files_of_earlier_versions_are_read(kind, request):
+    path = request.getfixturevalue(kind)
+    expected = contents(path)
+    make_old(path)
+    assert equal(contents(path), expected)
+
+
+def test_bad_neighbours_hide_no_encoder(tmp_path, monkeypatch):
+    """Nor does one of them cost more than its header, as long as its writer knew of digests."""
+    model = randomize(small_autoencoder())
+    save_model(tmp_path / "0.safetensors", model, {})
+    save_model(tmp_path / "1.safetensors", small_unet(), {})
+    save_tensors(tmp_path / "2.safetensors", {"x": torch.zeros(1)})
+    (tmp_path / "3.safetensors").write_bytes(b"[" * 10**6)
+    os.mkfifo(tmp_path / "4.safetensors")
+    (tmp_path / "5.safetensors").mkdir()
+    save_model(tmp_path / "6.safetensors", small_autoencoder(), {})
+    rewrite(tmp_path / "6.safetensors", config={"kind": "AutoencoderKL"})
+    for i in range(7):
+        os.utime(tmp_path / f"{i}.safetensors", (i, i))
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorFile, "read", None)
+        assert find_by_fingerprint(tmp_path, fingerprint(model)) == tmp_path / "0.safetensors"
+    make_old(tmp_path / "0.safetensors")
+    assert find_by_fingerprint(tmp_path, fingerprint(model)) == tmp_path / "0.safetensors"
+
+
+def test_what_may_not_be_read_is_told(tmp_path, monkeypatch):
+    """Neither absent nor damaged; and it might be the one that is looked for."""
+    model = small_autoencoder()
+    save_model(tmp_path / "a.safetensors", model, {})
+    save_model(tmp_path / "b.safetensors", randomize(small_autoencoder()), {})
+    save_state(tmp_path / "a.state", {"step": 1})
+
+    def closed(path, *rest, really=os.open):
+        if Path(path).stem == "a":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return really(path, *rest)
+
+    monkeypatch.setattr(os, "open", closed)
+    for use in (
+        lambda: load_model(tmp_path / "a.safetensors", "AutoencoderKL"),
+        lambda: load_state(tmp_path / "a.state"),
+        lambda: find_by_fingerprint(tmp_path, fingerprint(model)),
+    ):
+        with pytest.raises(UnreadableError, match=r"a.s\w+ may not be read"):
+            use()
+    found = find_by_fingerprint(tmp_path, fingerprint(randomize(small_autoencoder())))
+    assert found == tmp_path / "b.safetensors"
+
+    def shut(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checkpoint.os, "scandir", shut)
+    with pytest.raises(UnreadableError, match=f"{tmp_path} may not be read"):
+        checkpoints_in(tmp_path)
+
+
+def test_foreign_values_are_quoted_in_part(tmp_path):
+    path = tmp_path / "m.safetensors"
+    for kind in ("x" * 10**6, "\x1b[2J\n" * 50, [[[[1] * 999] * 99] * 9], {"a": "b" * 999}):
+        save_model(path, small_autoencoder(), {})
+        rewrite(path, config={"kind": kind})
+        with pytest.raises(UserError, match="holds a ") as caught:
+            load_model(path, "AutoencoderKL")
+        assert_one_line(caught.value, path)
+    save_file({"x": torch.zeros(1)}, path, {"version": "\x1b" * 999, "config": "", "facts": ""})
+    with pytest.raises(UserError, match="has version ") as caught:
+        load_model(path, "AutoencoderKL")
+    assert_one_line(caught.value, path)
+
+
+def test_nothing_is_left_of_a_failing_write(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device: .*m.safetensors"):
+        save_model(tmp_path / "m.safetensors", small_autoencoder(), {})
+    assert not list(tmp_path.iterdir())

@@ -1,19 +1,36 @@
 """Laws of the latent cache: its statistics, interruption at any point, what changes its name."""
 
+import errno
 import json
 import math
+import multiprocessing
+import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_images
+from fuzz import (
+    EXAMPLES,
+    HOSTILE,
+    assert_one_line,
+    damaged_bytes,
+    damaged_trees,
+    header_of,
+    put_header,
+    some,
+)
+from helpers import tree, write_images
 from torch.nn.functional import avg_pool2d
 
+from common.errors import AbsentError, DamagedError, UnreadableError, UserError
 from data import latents
 from data.damage import BadFiles
 from data.images import open_images
 from data.latents import LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
 from data.pixels import to_pixels
+from data.tensor_files import TensorFile
 
 SHAPE = (3, 4, 5)  # latents of images of 16x20
 POSITION = torch.linspace(-1, 1, 5)  # the encoder knows left from right
@@ -71,20 +88,6 @@ def pictures():
 def cached(datasets, folder, mirror=False, encode=encode):
     cache_latents(encode, datasets, SHAPE, folder, mirror, workers=0)
     return {split: LatentDataset(folder, split) for split in datasets}
-
-
-def content(folder):
-    """All that the files say, to the bit; safetensors writes its metadata in any order."""
-    return {
-        p.name: parsed(p) if p.suffix == ".safetensors" else p.read_bytes()
-        for p in folder.iterdir()
-    }
-
-
-def parsed(path):
-    raw = path.read_bytes()
-    end = 8 + int.from_bytes(raw[:8], "little")
-    return json.loads(raw[8:end]), raw[end:]
 
 
 # ---- Whitening ----------------------------------------------------------------------------------
@@ -265,7 +268,7 @@ def interrupted_after(calls):
 @pytest.mark.parametrize("mirror", [False, True])
 def test_caching_goes_on_where_it_stopped(tmp_path, small_shards, pictures, mirror):
     cached(pictures, tmp_path / "whole", mirror)
-    expected = content(tmp_path / "whole")
+    expected = tree(tmp_path / "whole")
     shards = [8, 8, 5, 8, 2] + [8, 8, 5] * mirror  # 21 for training and 10, in shards of 8
     calls_of = [-(-n // 4) for n in shards]
     for calls in range(sum(calls_of)):
@@ -273,10 +276,10 @@ def test_caching_goes_on_where_it_stopped(tmp_path, small_shards, pictures, mirr
         with pytest.raises(Interrupted):
             cached(pictures, folder, mirror, interrupted_after(calls))
         finished = sum(sum(calls_of[: k + 1]) <= calls for k in range(len(shards)))
-        left = content(folder)
-        assert len(left) == finished and latents.MANIFEST not in left
+        left = tree(folder)
+        assert len(left) == finished and Path(latents.MANIFEST) not in left
         assert all(left[name] == expected[name] for name in left)
-        with pytest.raises(ValueError, match="delete it"):
+        with pytest.raises(AbsentError, match=latents.MANIFEST):
             LatentDataset(folder, "train")
 
         encoded = []
@@ -287,24 +290,23 @@ def test_caching_goes_on_where_it_stopped(tmp_path, small_shards, pictures, mirr
 
         cached(pictures, folder, mirror, counted)
         assert sum(encoded) == sum(shards[finished:])
-        assert content(folder) == expected
+        assert tree(folder) == expected
 
 
 def test_a_finished_cache_is_not_encoded_again(tmp_path, small_shards, pictures):
     cached(pictures, tmp_path)
-    before = content(tmp_path)
+    before = tree(tmp_path)
     cached(pictures, tmp_path, encode=no_encode)
-    assert content(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_a_failing_write_leaves_no_shard(tmp_path, small_shards, pictures, monkeypatch):
-    def full_disk(tensors, path, metadata):
-        path.write_bytes(b"the beginning")
-        raise OSError("no space left")
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(latents, "save_file", full_disk)
-        with pytest.raises(OSError, match="no space"):
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match="no space left: .*train-00000.safetensors"):
             cached(pictures, tmp_path)
     assert not list(tmp_path.iterdir())
     cached(pictures, tmp_path)
@@ -354,38 +356,180 @@ def lose_the_stats(path):
     path.write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize(
-    "name, damage",
-    [
-        *[("train-00001.safetensors", d) for d in (truncate, empty, garble, remove)],
-        *[(latents.MANIFEST, d) for d in (truncate, empty, garble, remove, lose_the_stats)],
-    ],
-)
-def test_a_damaged_cache_says_to_delete_it(tmp_path, small_shards, pictures, name, damage):
-    folder = tmp_path / "0123abcd"
-    cached(pictures, folder)
-    damage(folder / name)
-    with pytest.raises(ValueError, match="0123abcd is damaged .*delete it"):
-        LatentDataset(folder, "train")
-    shutil.rmtree(folder)
-    assert len(cached(pictures, folder)["train"]) == 21
+def flip_a_bit(path):
+    found = bytearray(path.read_bytes())
+    found[-1] ^= 1
+    path.write_bytes(found)
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, garble])
-def test_a_damaged_shard_of_an_unfinished_cache(tmp_path, small_shards, pictures, damage):
-    """Going on either encodes it again or says what to do; it never ends in a traceback."""
-    cached(pictures, tmp_path / "whole")
-    folder = tmp_path / "0123abcd"
-    with pytest.raises(Interrupted):
-        cached(pictures, folder, encode=interrupted_after(4))
-    damage(folder / "train-00000.safetensors")
-    try:
-        cached(pictures, folder)
-    except ValueError as error:
-        assert "delete" in str(error) and "0123abcd" in str(error)
-        assert not (folder / latents.MANIFEST).exists()
-    else:
-        assert content(folder) == content(tmp_path / "whole")
+def flip_a_bit_of_the_sums(path):
+    path.write_bytes(path.read_bytes().replace(b"count", b"count"[:-1] + b"u"))
+
+
+def swap(path):
+    """With the next shard, which is as healthy."""
+    other = path.with_name(path.name.replace("1.", "0."))
+    one, two = path.read_bytes(), other.read_bytes()
+    path.write_bytes(two)
+    other.write_bytes(one)
+
+
+def change_the_stats(path):
+    path.write_text(path.read_text().replace('"mean": [\n   ', '"mean": [\n   1'))
+
+
+SHARD_DAMAGE = truncate, empty, garble, remove, flip_a_bit, flip_a_bit_of_the_sums, swap
+DAMAGE = [
+    *[("train-00001.safetensors", d) for d in SHARD_DAMAGE],
+    *[(latents.MANIFEST, d)
+      for d in (truncate, empty, garble, remove, flip_a_bit, lose_the_stats, change_the_stats)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, damage", DAMAGE)
+def test_damage_is_told_and_made_again(tmp_path, small_shards, pictures, capsys, name, damage):
+    cached(pictures, tmp_path)
+    before = tree(tmp_path)
+    damage(tmp_path / name)
+    changed = {path for path, content in before.items() if tree(tmp_path).get(path) != content}
+    assert changed
+
+    # Who only reads says so, at once or with the first image of the shard.
+    with pytest.raises(UserError, match="train-0000|manifest") as caught:
+        LatentDataset(tmp_path, "train").moments([9])
+    assert_one_line(caught.value, min(changed))
+
+    # The next caching tells it, encodes that alone, and goes on.
+    capsys.readouterr()
+    encoded = []
+
+    def counted(x):
+        encoded.append(len(x))
+        return encode(x)
+
+    cached(pictures, tmp_path, encode=counted)
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == (0 if damage is remove else len(changed))
+    assert all(line.startswith("made again: ") for line in told)
+    assert sum(encoded) == 8 * sum(path.suffix == ".safetensors" for path in changed)
+    assert tree(tmp_path) == before
+    cached(pictures, tmp_path, encode=no_encode)
+
+
+def test_a_shard_that_becomes_shorter_is_noticed(tmp_path, small_shards, pictures):
+    """Also while it is open: whoever reads a map of it would be killed."""
+    data = cached(pictures, tmp_path)["train"]
+    os.truncate(tmp_path / "train-00001.safetensors", 600)
+    data.moments([0])
+    with pytest.raises(DamagedError, match="train-00001.safetensors is damaged .*shorter"):
+        data.moments([15])
+
+
+def test_each_shard_is_checked_once(tmp_path, small_shards, pictures, monkeypatch):
+    """When it is first read from; never where cache_latents has just done so."""
+    cached(pictures, tmp_path)
+    read, reads = TensorFile.read, []
+    monkeypatch.setattr(TensorFile, "read", lambda file: reads.append(file.path.name) or read(file))
+    data = LatentDataset(tmp_path, "train")
+    assert reads == []
+    for _ in range(2):
+        data.moments([0, 9, 1])
+    assert reads == ["train-00000.safetensors", "train-00001.safetensors"]
+    LatentDataset(tmp_path, "train", checked=True).moments(range(21))
+    assert len(reads) == 2
+
+
+def test_more_shards_than_may_be_open(tmp_path, small_shards, pictures, monkeypatch):
+    data = cached(pictures, tmp_path)["train"]
+    expected = data.moments(range(21))
+    monkeypatch.setattr(latents, "OPEN_FILES", 1)
+    data = LatentDataset(tmp_path, "train")
+    order = torch.randperm(21)
+    assert torch.equal(data.moments(order), expected[order]) and len(data._files) == 1
+
+
+def test_what_may_not_be_read_is_never_made_again(tmp_path, small_shards, pictures, monkeypatch):
+    cached(pictures, tmp_path)
+    for name in ("train-00001.safetensors", latents.MANIFEST):
+
+        def closed(path, *rest, name=name, really=os.open):
+            if Path(path).name == name:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return really(path, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", closed)
+            for use in (lambda: cached(pictures, tmp_path, encode=no_encode),
+                        lambda: LatentDataset(tmp_path, "train")):  # fmt: skip
+                with pytest.raises(UnreadableError, match=f"{name} may not be read"):
+                    use()
+
+
+def test_caches_of_earlier_versions_are_read(tmp_path, small_shards, pictures):
+    """They hold no digests, but what is not finite is refused in them too."""
+    data = cached(pictures, tmp_path)["train"]
+    expected = data.moments(range(21))
+    for path in tmp_path.glob("*.safetensors"):
+        header, rest = header_of(path)
+        metadata = header["__metadata__"]
+        header["__metadata__"] = {"sums": metadata["sums"]}
+        put_header(path, header, rest)
+    manifest = json.loads((tmp_path / latents.MANIFEST).read_text())
+    del manifest["digest"], manifest["digests"]
+    (tmp_path / latents.MANIFEST).write_text(json.dumps(manifest))
+    data = cached(pictures, tmp_path, encode=no_encode)["train"]
+    assert torch.equal(data.moments(range(21)), expected)
+    content = (tmp_path / "train-00000.safetensors").read_bytes()
+    (tmp_path / "train-00000.safetensors").write_bytes(content[:-1] + b"\x7e")  # NaN
+    with pytest.raises(DamagedError, match="not finite"):
+        LatentDataset(tmp_path, "train").moments([0])
+    assert torch.equal(cached(pictures, tmp_path)["train"].moments(range(21)), expected)
+
+
+def test_manifests_may_say_anything(tmp_path, small_shards, pictures):
+    """Without a digest, as earlier versions wrote them."""
+    cached(pictures, tmp_path)
+    path = tmp_path / latents.MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["digest"], manifest["digests"]
+    for found in some([*damaged_trees(manifest), *HOSTILE]):
+        path.write_text(json.dumps(found))
+        try:
+            data = LatentDataset(tmp_path, "train")
+            assert data.draw(range(len(data))).isfinite().all()
+        except UserError as error:
+            assert "is damaged" in str(error) and len(str(error)) < 1000
+        assert len(cached(pictures, tmp_path, encode=no_encode)["train"]) == 21
+
+
+@pytest.mark.parametrize("name", ["train-00000.safetensors", latents.MANIFEST])
+def test_any_damage_is_noticed(tmp_path, small_shards, pictures, name):
+    data = cached(pictures, tmp_path)["train"]
+    expected, content = data.moments(range(21)), (tmp_path / name).read_bytes()
+    for seed in range(2 * EXAMPLES):
+        (tmp_path / name).write_bytes(damaged_bytes(content, seed))
+        try:
+            found = LatentDataset(tmp_path, "train")
+            assert found.stats == data.stats and torch.equal(found.moments(range(21)), expected)
+        except UserError as error:
+            assert_one_line(error, tmp_path / name)
+
+
+def test_processes_that_cache_together_all_succeed(tmp_path, small_shards, pictures):
+    cached(pictures, tmp_path / "alone")
+
+    def child():
+        time.sleep(max(0, begin - time.time()))
+        cached(pictures, tmp_path / "together")
+
+    context, begin = multiprocessing.get_context("fork"), time.time() + 0.3
+    processes = [context.Process(target=child) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert tree(tmp_path / "together") == tree(tmp_path / "alone")
 
 
 # ---- The name -----------------------------------------------------------------------------------

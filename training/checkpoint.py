@@ -4,20 +4,25 @@ A checkpoint is {"format": "pt", "version": "1", "config": .., "facts": ..}: wha
 and what whoever uses it has to know. A state is a nested dict of tensors and plain values.
 """
 
-import hashlib
 import json
-from dataclasses import asdict
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from common.errors import UserError
-from common.files import first_line, write_atomic
+from common.choices import PREDICTIONS, SCHEDULES
+from common.errors import AbsentError, DamagedError, UnreadableError, UserError, short
+from common.files import first_line, parse_json, reading
+from data import tensor_files
 from data.images import ImageDataset
+from data.latents import NUMBER, STATS
+from data.tensor_files import TensorFile, write_tensors
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.classifier import Classifier, ClassifierConfig
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
@@ -35,35 +40,127 @@ KINDS = {
 }
 
 
+# What JSON may say, as patterns: anybody may have written it, so nothing is made of it before.
+WIDTH, TEXT = r"[1-9]\d{0,4}", r'"(?!.*\\u0000).*"'  # channels, or pixels of a side
+CONFIG: dict[Any, str] = {  # by the type of a field
+    int: WIDTH,
+    float: r"0(\.\d+)?",
+    tuple[int, ...]: rf"\[{WIDTH}(, {WIDTH}){{0,29}}\]",
+}
+SCHEDULE = (  # the second: of the first checkpoints, which knew only one
+    rf'\{{"clip_x0": (true|false), "num_steps": {WIDTH}, '
+    rf'"prediction": "({"|".join(PREDICTIONS)})", "schedule": "({"|".join(SCHEDULES)})"\}}'
+    rf'|\{{"beta_end": {NUMBER}, "beta_start": {NUMBER}, "clip_x0": (true|false), '
+    rf'"num_steps": {WIDTH}\}}'
+)
+FIELDS = {  # of facts and of a run's state, with keys in order
+    **dict.fromkeys(("data", "data_root", "folder"), TEXT),
+    **dict.fromkeys(("step", "skipped", "begun_as", "fall_start"), r"\d{1,12}"),
+    "size": rf"\[{WIDTH}, {WIDTH}\]",
+    "shape": rf"\[{WIDTH}, {WIDTH}, {WIDTH}\]",
+    "scheduler": SCHEDULE,
+    "latent_stats": STATS,
+    "autoencoder_id": '"[0-9a-f]{64}"',
+    "cache": '"[0-9a-f]{16}"',
+    "settings": r'\{.*"name": ".*\}',
+    "ids": r'\{("[^"]*": "[^"]*"(, )?)*\}',
+    "configs": r"\{.*\}",
+}
+
+
+def check_fields(path: str | Path, found: dict[str, Any], needed: Collection[str] = ()) -> None:
+    """Raise DamagedError where a needed field is not there, or any of FIELDS is not as it must."""
+    for name in needed:
+        if name not in found:
+            raise DamagedError(path, f"it does not say its {name}")
+    for name, pattern in FIELDS.items():
+        if name in found and not _fits(pattern, found[name]):
+            raise DamagedError(path, f"its {name} is {short(found[name])}")
+
+
+def _fits(pattern: str, value: Any) -> bool:
+    with suppress(TypeError, ValueError, RecursionError):  # no JSON
+        return re.fullmatch(pattern, json.dumps(value, sort_keys=True)) is not None
+    return False
+
+
 def save_model(path: str | Path, model: Any, facts: dict[str, Any]) -> None:
     """Write a model of KINDS with its config and facts (a dict that JSON can hold).
 
     Raises UserError when a weight is not finite.
     """
     config = {"kind": type(model).__name__, **asdict(model.config)}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     _write(path, tensors, config, facts)
 
 
-def load_model(path: str | Path, kind: str) -> tuple[Any, dict[str, Any]]:
+def load_model(
+    path: str | Path, kind: str, needed: Collection[str] = ()
+) -> tuple[Any, dict[str, Any]]:
     """(model in eval mode on the CPU, facts) of a checkpoint that save_model wrote.
 
-    Raises UserError, in a sentence for the user, when the file is missing, truncated, not ours,
-    of another version, or of another kind.
+    Raises UserError, in a sentence for the user, when the file is missing, may not be read, is
+    truncated or damaged, not ours, of another version, of another kind, or lacks one of the needed
+    facts.
     """
-    tensors, config, facts = _read(path, "checkpoint")
-    found = config.pop("kind", None)
-    if found != kind:
-        raise UserError(f"{path} holds a {found}, but a {kind} is needed here")
+    with _opened(path, "checkpoint") as (file, config, facts):
+        found = config.pop("kind", None)
+        if found != kind:
+            raise UserError(f"{path} holds a {short(found)}, but a {kind} is needed here")
+        cls, config = _network(file, config, kind)
+        if needed:
+            check_fields(path, facts, needed)
+        tensors = file.read()
+    model = cls(config)
+    model.load_state_dict(tensors)
+    return model.eval(), facts
+
+
+def _network(file: TensorFile, config: dict, kind: str) -> tuple[type[nn.Module], Any]:
+    """(class, config) of the network of this kind that a file holds, or a UserError."""
     cls, config_cls = KINDS[kind]
     try:
-        config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-        model = cls(config_cls(**config))
-        model.load_state_dict(tensors)
-    except (TypeError, ValueError, RuntimeError) as error:
-        problem = first_line(error)
-        raise UserError(f"{path} does not fit this version of the code: {problem}") from None
-    return model.eval(), facts
+        known = _config(config_cls, config, len(file.entries))
+        with torch.device("meta"):  # without memory: the config may say any width
+            _check_entries(file, cls(known).state_dict())
+    except (ValueError, RuntimeError) as error:
+        problem = short(first_line(error), 300)
+        raise UserError(f"{file.path} does not fit this version of the code: {problem}") from None
+    return cls, known
+
+
+def _config(cls: Any, found: dict[str, Any], tensors: int) -> Any:
+    """The config of that dataclass; ValueError where a field is missing, unknown or out of range.
+
+    No network has more levels times blocks than tensors, so making it takes no longer than reading
+    the header of its file.
+    """
+    kinds = {field.name: field.type for field in fields(cls)}
+    if kinds.keys() != found.keys():
+        raise ValueError(f"its config has the fields {short(', '.join(found))}")
+    for name, value in found.items():
+        if not _fits(CONFIG[kinds[name]], value):
+            raise ValueError(f"{name} of its config is {short(value)}")
+    levels = len(found["channels"]) if type(found["channels"]) is list else 1
+    if levels * found.get("blocks", found.get("layers", 1)) > tensors:
+        raise ValueError(f"its config is of more blocks than its {tensors} tensors can be")
+    return cls(**{k: tuple(v) if type(v) is list else v for k, v in found.items()})
+
+
+def _check_entries(file: TensorFile, wanted: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError, which names the first, unless all names, shapes and types are these."""
+    for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
+        if file.entries and all(name.startswith(prefix) for name in file.entries):
+            raise ValueError(f"all its keys begin with {prefix}; save the model that is inside")
+    for name, tensor in wanted.items():
+        entry = file.entries.get(name)
+        if entry is None:
+            raise ValueError(f"{name} is missing")
+        got, want = (entry.shape, entry.dtype), (tuple(tensor.shape), tensor.dtype)
+        if got != want:
+            raise ValueError(f"{name} is {got[0]} {got[1]}, but {want[0]} {want[1]} is needed")
+    if more := sorted(file.entries.keys() - wanted.keys()):
+        raise ValueError(f"{short(more[0])} is not of this network")
 
 
 def load_facts(path: str | Path) -> dict[str, Any]:
@@ -73,23 +170,29 @@ def load_facts(path: str | Path) -> dict[str, Any]:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes, types and bytes of all tensors, as 64 hex digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return tensor_files.fingerprint(model.state_dict())
 
 
 def find_by_fingerprint(folder: str | Path, wanted: str) -> Path | None:
-    """The newest autoencoder checkpoint in folder with this fingerprint, or None."""
+    """The newest autoencoder checkpoint in folder with this fingerprint, or None; UserError where
+    one that may not be read could be it. Only checkpoints of earlier versions, which do not say
+    theirs, are read for it."""
+    closed: UnreadableError | None = None
     for path in checkpoints_in(folder):
         try:
-            model, _ = load_model(path, "AutoencoderKL")
+            with _opened(path, "checkpoint") as (file, config, _):
+                if config.pop("kind", None) != "AutoencoderKL":
+                    continue
+                _network(file, config, "AutoencoderKL")
+                known = file.metadata.get(tensor_files.FINGERPRINT)
+                if (known or tensor_files.fingerprint(file.read())) == wanted:
+                    return path
+        except UnreadableError as error:
+            closed = closed or error
         except UserError:
             continue  # not an autoencoder, or damaged: not the one
-        if fingerprint(model) == wanted:
-            return path
+    if closed:
+        raise closed
     return None
 
 
@@ -104,9 +207,15 @@ def check_channels(path: str | Path, autoencoder: AutoencoderKL, images: ImageDa
 
 
 def checkpoints_in(folder: str | Path, suffix: str = ".safetensors") -> list[Path]:
-    """The checkpoints (or ".state" files) in folder, newest first."""
-    found = [p for p in Path(folder).glob(f"*{suffix}") if p.is_file()]  # a link may lead nowhere
-    return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+    """The checkpoints (or ".state" files) in folder, newest first; UserError where it may not be
+    looked into."""
+    found = []
+    with suppress(AbsentError), reading(folder):
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):  # a link may lead nowhere, a file may be gone
+                if entry.name.endswith(suffix) and entry.is_file():
+                    found.append((entry.stat().st_mtime_ns, entry.name))
+    return [Path(folder, name) for _, name in sorted(found, reverse=True)]
 
 
 def save_state(path: str | Path, tree: dict) -> None:
@@ -121,16 +230,25 @@ def save_state(path: str | Path, tree: dict) -> None:
 
 def load_state(path: str | Path) -> dict:
     """What save_state was given, on the CPU. Raises UserError like load_model."""
-    tensors, config, plain = _read(path, "training state")
-    if config.get("kind") != "state":
-        raise UserError(f"{path} holds a {config.get('kind')}, not the state of a training run")
-    return _join(plain, tensors)
+    with _opened(path, "training state") as (file, config, plain):
+        if config.get("kind") != "state":
+            kind = short(config.get("kind"))
+            raise UserError(f"{path} holds a {kind}, not the state of a training run")
+        tensors = file.read()
+    try:
+        tree = _join(plain, tensors)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        tree = None
+    if type(tree) is not dict:
+        raise DamagedError(path, "its facts are no tree of its tensors")
+    check_fields(path, tree)
+    return tree
 
 
 def _split(tree: Any, key: str, tensors: dict[str, torch.Tensor]) -> dict:
     """tree with every tensor replaced by {"tensor": its key}; the tensors go to `tensors`."""
     if isinstance(tree, torch.Tensor):
-        tensors[key] = tree.detach().cpu().contiguous().clone()
+        tensors[key] = tree.detach().cpu()
         return {"tensor": key}
     if isinstance(tree, dict):  # as pairs: optimizers count their parameters with integers
         return {"pairs": [[k, _split(v, f"{key}/{k}", tensors)] for k, v in tree.items()]}
@@ -140,50 +258,55 @@ def _split(tree: Any, key: str, tensors: dict[str, torch.Tensor]) -> dict:
 
 
 def _join(node: dict, tensors: dict[str, torch.Tensor]) -> Any:
-    (form, content), *_ = node.items()
+    ((form, content),) = node.items()
     if form == "tensor":
         return tensors[content]
     if form == "pairs":
         return {k: _join(v, tensors) for k, v in content}
     if form == "list":
         return [_join(v, tensors) for v in content]
-    return content
+    if form == "value":
+        return content
+    raise ValueError(f"no {form}")
 
 
 def _write(path: str | Path, tensors: dict[str, torch.Tensor], config: dict, facts: Any) -> None:
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:  # nothing could go on from it, and it might take the place of one that is good
         raise UserError(f"{path} is not saved: {bad[0]} is not finite; {NOT_FINITE_ADVICE}")
-    metadata = {
-        "format": "pt",
-        "version": VERSION,
-        "config": json.dumps(config),
-        "facts": json.dumps(facts),
-    }
-    write_atomic(path, lambda file: save_file(tensors, file, metadata))
+    texts = {"config": json.dumps(config), "facts": json.dumps(facts, allow_nan=False)}
+    write_tensors(path, tensors, {"format": "pt", "version": VERSION, **texts})
 
 
-def _read(path: str | Path, what: str) -> tuple[dict[str, torch.Tensor], dict, Any]:
-    """(tensors, config, facts) of a file that _write wrote, or a UserError that says why not."""
-    path = Path(path)
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        suffix = ".state" if what == "training state" else ".safetensors"
-        there = [str(p) for p in checkpoints_in(folder, suffix)[:3]]
-        hint = f"; there are {', '.join(there)}" if there else ""
-        raise UserError(f"no {what} {path}{hint}")
+@contextmanager
+def _opened(path: str | Path, what: str) -> Iterator[tuple[TensorFile, dict, Any]]:
+    """(file, config, facts) of a file that _write wrote, or a UserError that says why not; its
+    tensors are still to be checked."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            # Copied: a map of the file would keep it from being replaced on Windows.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
-    if not {"version", "config", "facts"} <= set(metadata):
-        raise UserError(f"{path} was not written by this project: its metadata has no config")
-    if metadata["version"] != VERSION:
-        raise UserError(
-            f"{path} has version {metadata['version']} of the format, this code reads {VERSION}; "
-            "use the code that wrote it"
-        )
-    return tensors, json.loads(metadata["config"]), json.loads(metadata["facts"])
+        file = TensorFile(path)
+    except AbsentError:
+        raise UserError(f"no {what} {path}{_hint(Path(path), what)}") from None
+    with closing(file):
+        metadata = file.metadata
+        if not {"version", "config", "facts"} <= set(metadata):
+            raise UserError(f"{path} was not written by this project: its metadata has no config")
+        if metadata["version"] != VERSION:
+            raise UserError(
+                f"{path} has version {short(metadata['version'])} of the format, this code reads "
+                f"{VERSION}; use the code that wrote it"
+            )
+        file.check_metadata()
+        try:
+            config, facts = (parse_json(metadata[key]) for key in ("config", "facts"))
+        except ValueError as error:
+            raise DamagedError(path, f"its metadata are no JSON: {error}") from None
+        if type(config) is not dict or type(facts) is not dict:
+            raise DamagedError(path, "its config or facts are no table")
+        yield file, config, facts
+
+
+def _hint(path: Path, what: str) -> str:
+    """What else there is."""
+    suffix = ".state" if what == "training state" else ".safetensors"
+    there = [str(p) for p in checkpoints_in(path if path.is_dir() else path.parent, suffix)[:3]]
+    return f"; there are {', '.join(there)}" if there else ""
