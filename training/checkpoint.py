@@ -165,7 +165,8 @@ def _check_entries(file: TensorFile, wanted: dict[str, torch.Tensor]) -> None:
 
 def load_facts(path: str | Path) -> dict[str, Any]:
     """The facts of a checkpoint; its tensors are not read. Raises UserError like load_model."""
-    return _read(path, "checkpoint")[2]
+    with _opened(path, "checkpoint") as (_, _, facts):
+        return facts
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from common.files import write_atomic
-from data.damage import DAMAGED
+from data.damage import Unreadable
+from data.decoding import open_picture
 from data.pixels import to_display, to_pixels, to_uint8
 
 MADE_BY = "latent-diffusion"  # in every picture, so that no other is written over
@@ -60,9 +61,9 @@ def save_animation(path: str | Path, frames: Sequence[torch.Tensor], columns: in
 def made_here(path: str | Path) -> bool:
     """Whether a picture that is there was made by this file."""
     try:
-        with Image.open(path, formats=["PNG", "JPEG", "GIF"]) as image:
+        with open_picture(path) as image:
             mark = image.info.get("Software") or image.info.get("comment")
-    except DAMAGED:
+    except Unreadable:
         return False
     return mark in (MADE_BY, MADE_BY.encode())
 
@@ -103,7 +104,7 @@ def show_window(path: str | Path) -> None:
         fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
         if matplotlib.get_backend().lower() == "agg":
             return  # no toolkit: matplotlib can only write files
-        ax.imshow(np.asarray(Image.open(path)), cmap="gray")
+        ax.imshow(np.asarray(open_picture(path)), cmap="gray")
         ax.axis("off")
         plt.show()
     except Exception as error:  # a display that cannot be opened must not cost the pictures
