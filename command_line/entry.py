@@ -98,9 +98,7 @@ def _sentence(error: Exception) -> str | None:
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         why = str(error).strip().split("\n")[0]
         return f"torch.compile does not work here ({why}); leave out --compile on"
-    # A SafetensorError, whose module imports torch, is a full disk, for example.
-    told = isinstance(error, UserError | OSError) or type(error).__name__ == "SafetensorError"
-    return str(error) if told else None
+    return str(error) if isinstance(error, UserError | OSError) else None
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
 from common.errors import UserError
+from common.machine import cores
 from data import scan
 from data.celeba import find_celeba
 from data.damage import BadFiles, Unreadable
@@ -82,7 +83,7 @@ class FileDataset(ImageDataset):
         """A DataLoader's batch: without workers, it is decoded by threads on all cores."""
         if get_worker_info() is not None:
             return [self[i] for i in indices]
-        share = -(-len(indices) // scan.CORES)
+        share = -(-len(indices) // cores())
         parts = [indices[k : k + share] for k in range(0, len(indices), share)]
         decoded = scan.in_threads(lambda part: [self[i] for i in part], parts)
         return [item for items in decoded for item in items]

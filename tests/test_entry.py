@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, run_python
-from safetensors import SafetensorError
 
 from command_line import entry
 from common.errors import UserError
@@ -30,7 +29,6 @@ def test_an_error_for_users_is_a_value_error():
 
 @pytest.mark.parametrize("error", [
     UserError("do so"), Special("do so"), OSError("do so"), FileNotFoundError("do so"),
-    SafetensorError("do so"),
 ])  # fmt: skip
 def test_an_error_for_users_is_one_line_and_status_2(monkeypatch, capsys, error):
     monkeypatch.setattr("sys.argv", ["/some/where/script.py"])
