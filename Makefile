@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench bench-mnist
+.PHONY: demo test check soak bench bench-mnist
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'needs Python 3.10 or newer')"
@@ -24,6 +24,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# 200 kills at random times and as many mutated files as 20 minutes allow; see docs/promises.md.
+soak: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --kills 200 --minutes 15
+	FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -q -k "fuzz or mutat or bad_line"
+
 # All benchmarks but the training curves: about 6 minutes on 2 cores with AVX512-bf16. They write
 # up to 5 GB to the folder for temporary files (TMPDIR).
 bench: $(VENV)/.dev
@@ -36,7 +41,7 @@ bench-mnist: $(VENV)/.dev
 # From nothing to new faces: drawn data, an autoencoder, its latents, a denoiser, 15 pictures.
 # Small networks and short trainings: about 5 minutes on 2 cores with AVX512-bf16.
 demo: $(VENV)/.runtime
-	rm -f checkpoints/*/demo_epoch* checkpoints/*/demo.state
+	rm -f checkpoints/*/demo_epoch* checkpoints/*/demo.state*
 	$(BIN)/python train_encoder.py --data synthetic --name demo --epochs 1 --batch 8 \
 		--channels 16 --gan-weight 0
 	$(BIN)/python latent_diffusion.py --train --name demo --epochs 11 --lr 2e-3 --channels 32 \

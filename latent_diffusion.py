@@ -9,7 +9,7 @@ python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors
 from command_line import entry, parsers
 
 if __name__ == "__main__":
-    ARGS = parsers.parse_latent()  # before torch is imported: --help answers at once
+    ARGS = entry.begin(parsers.parse_latent)  # before torch is imported: --help answers at once
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ from common.choices import NUM_STEPS
 from common.errors import UserError
 from data.images import ImageDataset, open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
-from data.order import ShuffledOrder
+from data.order import ShuffledOrder, fixed_sample
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.image_sets import autoencoder_spaces, dataset_images, imagenet_spaces
 from generation.output import make_pictures
@@ -35,7 +35,8 @@ from training import denoiser
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.codec import LatentCodec, encode
 from training.progress import file_size, told
-from training.run import NUM_VALID, Run, check_same_data, find_state, total_steps
+from training.resuming import check_same_data, find_state
+from training.run import NUM_VALID, Run, Saving, total_steps
 from training.runtime import Runtime
 
 CHANNEL_MULT = 1, 2, 4  # of the widths, level by level
@@ -56,14 +57,14 @@ def train(args: Arguments) -> None:
     # Data: what the autoencoder was trained on, unless told otherwise; as whitened latents.
     autoencoder, trained_on = load_model(args.encoder, "AutoencoderKL", ("data", "size"))
     autoencoder_id = fingerprint(autoencoder)
-    if state and state["ids"]["autoencoder"] != autoencoder_id:
-        run_name, wanted = state["settings"]["name"], state["ids"]["autoencoder"]
+    if state and state["ids"].get("autoencoder") != autoencoder_id:
+        run_name, wanted = state["settings"]["name"], str(state["ids"].get("autoencoder"))
         raise UserError(refusal(f"the run {run_name}", wanted, args.encoder, autoencoder_id))
     settings = {**args.settings(), **data_settings(args, trained_on)}
     autoencoder = runtime.place(autoencoder)
     height, width = settings["size"]
     check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
-    images = training_images(settings)
+    images = training_images(settings, grey=autoencoder.config.image_channels == 1)
     check_channels(args.encoder, autoencoder, images["train"])
     ids = {"autoencoder": autoencoder_id}
     ids["data"] = cache_id(autoencoder_id, images, args.mirror)
@@ -74,7 +75,10 @@ def train(args: Arguments) -> None:
     # The run: how long it is, and what its state keeps.
     order = ShuffledOrder(data.num_train, args.batch, args.seed)
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
-    run = Run("denoiser", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state)
+    run = Run(
+        "denoiser", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state,
+        Saving(args.keep, args.save_every, args.deadline),
+    )  # fmt: skip
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
@@ -113,9 +117,9 @@ def data_settings(args: Arguments, trained_on: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def training_images(settings: dict[str, Any]) -> dict[str, ImageDataset]:
+def training_images(settings: dict[str, Any], grey: bool) -> dict[str, ImageDataset]:
     """The data sets of images whose latents are learnt, and which are looked at meanwhile."""
-    splits = open_images(settings["data"], settings["data_root"], settings["size"])
+    splits = open_images(settings["data"], settings["data_root"], settings["size"], grey)
     return {split: splits[split] for split in ("train", "valid")}
 
 
@@ -148,7 +152,7 @@ def denoiser_data(
 ) -> denoiser.DenoiserData:
     """What the loop needs of the latents; the validation ones are drawn once."""
     held_out = latents["valid"] if len(latents["valid"]) else latents["train"]
-    valid = torch.arange(min(NUM_VALID, len(held_out)))
+    valid = fixed_sample(len(held_out), NUM_VALID)
     generator = torch.Generator().manual_seed(0)
     return denoiser.DenoiserData(
         draw=lambda indices: runtime.send(latents["train"].draw(indices, runtime.device)),
@@ -176,9 +180,10 @@ def evaluate(args: Arguments) -> None:
     # What they are compared with: the test images, or the validation images where there are none.
     data = args.data or facts.get("data", trained_on["data"])
     root = args.data_root_of({**trained_on, **facts})
-    splits = open_images(data, root, tuple(facts["size"]))
     codec = pipeline.codec
     assert isinstance(codec, LatentCodec)
+    grey = codec.autoencoder.config.image_channels == 1
+    splits = open_images(data, root, tuple(facts["size"]), grey)
     check_channels(args.evaluate, codec.autoencoder, splits["train"])
     split, name = ("test", "test") if "test" in splits else ("valid", "validation")
     workers = pipeline.runtime.workers

@@ -8,7 +8,7 @@ python3 mnist_diffusion.py --evaluate checkpoints/mnist/XXX.safetensors
 from command_line import entry, parsers
 
 if __name__ == "__main__":
-    ARGS = parsers.parse_mnist()  # before torch is imported: --help answers at once
+    ARGS = entry.begin(parsers.parse_mnist)  # before torch is imported: --help answers at once
 
 import zlib
 from dataclasses import asdict
@@ -32,7 +32,8 @@ from models.scheduler import DDPMScheduler, SchedulerConfig
 from training import denoiser
 from training.checkpoint import fingerprint
 from training.codec import PixelCodec
-from training.run import NUM_VALID, Run, check_same_data, find_state, total_steps
+from training.resuming import check_same_data, find_state
+from training.run import NUM_VALID, Run, Saving, total_steps
 from training.runtime import Runtime
 
 CHANNEL_MULT = 1, 2, 2  # of the widths, level by level
@@ -68,8 +69,9 @@ def train(args: Arguments) -> None:
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
     ids = {"data": data_id}
     run = Run(
-        "mnist", args.name, steps, args.lr_schedule, order, runtime, args.settings(), ids, state
-    )
+        "mnist", args.name, steps, args.lr_schedule, order, runtime, args.settings(), ids, state,
+        Saving(args.keep, args.save_every, args.deadline),
+    )  # fmt: skip
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.

@@ -8,7 +8,7 @@ python3 train_encoder.py --evaluate checkpoints/autoencoder/AAA.safetensors
 from command_line import entry, parsers
 
 if __name__ == "__main__":
-    ARGS = parsers.parse_encoder()  # before torch is imported: --help answers at once
+    ARGS = entry.begin(parsers.parse_encoder)  # before torch is imported: --help answers at once
 
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.sizes import IMAGE_MULTIPLE, check_divides
 from training import autoencoder
 from training.checkpoint import check_channels, load_model
-from training.run import Run, check_same_data, find_state, total_steps
+from training.resuming import check_same_data, find_state
+from training.run import Run, Saving, total_steps
 from training.runtime import Runtime
 
 
@@ -50,7 +51,7 @@ def train(args: Arguments) -> None:
     size = args.size or default_size(args.data, runtime.on_gpu)
     height, width = size
     check_divides(height, width, IMAGE_MULTIPLE)
-    images = open_images(args.data, args.data_root, size)
+    images = open_images(args.data, args.data_root, size, args.grey)
     data_id = images["train"].stamp()
     check_same_data(state, data_id)
 
@@ -59,8 +60,9 @@ def train(args: Arguments) -> None:
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
     settings, ids = {**args.settings(), "size": size}, {"data": data_id}
     run = Run(
-        "autoencoder", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state
-    )
+        "autoencoder", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state,
+        Saving(args.keep, args.save_every, args.deadline),
+    )  # fmt: skip
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Networks: latents at a quarter of the size; no discriminator with --gan-weight 0.
@@ -101,7 +103,8 @@ def evaluate(args: Arguments) -> None:
     model = runtime.place(model)
     data = args.typed("data", facts["data"])
     root = args.data_root_of(facts)
-    images = open_images(data, root, tuple(facts["size"]))["valid"]
+    grey = model.config.image_channels == 1
+    images = open_images(data, root, tuple(facts["size"]), grey)["valid"]
     check_channels(args.evaluate, model, images)
 
     # Measure, tell, draw.

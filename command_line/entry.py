@@ -1,18 +1,38 @@
-"""The rim of the program: an error that is meant for its user becomes one line."""
+"""The rim of the program: nothing around it decides whether it starts, nothing that it says can
+end it, and an error that is meant for its user becomes one line."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
+from command_line import streams
 from command_line.flags import Arguments
 from common.errors import UserError
+
+STOPS = "SIGINT", "SIGTERM", "SIGHUP"
+_before: dict[int, Any] = {}  # the handlers that begin found
+
+
+def begin(parse: Callable[[], Arguments]) -> Arguments:
+    """What parse returns; called before torch is imported, so that --help answers at once and a
+    stop while importing is one line."""
+    streams.guard()
+    os.environ.pop("MPLBACKEND", None)  # notebooks set one that matplotlib may not find here
+    args = parse()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _refuse("this trains in one process; start it with python3, not with torchrun")
+    _before.update(_handle(_leave_at_once))
+    return args
 
 
 def run(main: Callable[[Arguments], None], args: Arguments) -> None:
     """Call main(args). What the user can do something about is one line and status 2; Ctrl-C is
-    status 130; a fault of the program keeps its traceback."""
-    if hasattr(sys.stdout, "reconfigure"):  # names of files may be no text in any encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
+    status 130, SIGTERM 143, SIGHUP 129; a fault of the program keeps its traceback."""
+    before = {**_handle(_leave_in_order), **_before}
     try:
         main(args)
     except KeyboardInterrupt:
@@ -22,8 +42,45 @@ def run(main: Callable[[Arguments], None], args: Arguments) -> None:
         sentence = _sentence(error)
         if sentence is None:
             raise  # whoever reports it needs the traceback
-        print(f"{Path(sys.argv[0]).name}: error: {sentence}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(sentence)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _before.clear()
+
+
+def _refuse(sentence: str) -> NoReturn:
+    line = " ".join(sentence.split("\n")).translate(streams.CONTROLS)
+    print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Let handler take the signals that ask for a stop; {signal: who took it before}.
+
+    SIGHUP stays ignored where it is (nohup).
+    """
+    before = {}
+    for name in STOPS:
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+            continue
+        before[number] = signal.signal(number, handler)
+    return before
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    """While importing: there is nothing to lose, and no exception may get lost in an import."""
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+def _leave_in_order(number: int, frame: FrameType | None) -> None:
+    """By an exception, so that temporary files are removed and processes ended."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def _sentence(error: Exception) -> str | None:
@@ -38,9 +95,10 @@ def _sentence(error: Exception) -> str | None:
             "a process that decodes images has died; in a container shared memory may be short "
             "(docker run --shm-size 2g), and --workers 0 needs none"
         )
-    # A SafetensorError, whose module imports torch, is a full disk, for example.
-    told = isinstance(error, UserError | OSError) or type(error).__name__ == "SafetensorError"
-    return str(error) if told else None
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        why = str(error).strip().split("\n")[0]
+        return f"torch.compile does not work here ({why}); leave out --compile on"
+    return str(error) if isinstance(error, UserError | OSError) else None
 
 
 def _out_of_memory(error: Exception) -> bool:

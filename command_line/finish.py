@@ -21,6 +21,8 @@ def finish(
     if mode == TRAIN and values["resume"] is None and values["name"] is None:
         # Runs that a loop starts in the same second are told apart by their processes.
         values["name"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    limit = values.get("time_limit")  # counted from here: caching and importing take time too
+    values["deadline"] = limit and time.monotonic() + 60 * limit
     if mode != TRAIN and denoiser is not None:
         _check_sampler(parser, values, given)
         figure = next(iter(given & FIGURES), None)

@@ -27,11 +27,27 @@ class Resuming(Enum):
 
 @dataclass(frozen=True)
 class Flag:
-    """name: as an attribute of the arguments. modes: in which it may be typed."""
+    """name: as an attribute of the arguments. modes: in which it may be typed. parse, choices: as
+    argparse has them. default: its value when it is not typed."""
 
     name: str
     modes: frozenset[str]
     resuming: Resuming
+    parse: Callable[[str], Any] | None = None
+    choices: tuple[str, ...] | None = None
+    default: Any = None
+
+    def check(self, value: Any) -> bool:
+        """Whether a value that a file has is one that could have been typed."""
+        if value is None or isinstance(self.default, bool):
+            return value is self.default or isinstance(value, bool)
+        if self.parse is None:
+            return isinstance(value, str) and (self.choices is None or value in self.choices)
+        text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        try:
+            return self.parse(text) == value and not isinstance(value, bool)
+        except (argparse.ArgumentTypeError, ValueError):
+            return False
 
     def __str__(self) -> str:
         return "--" + self.name.replace("_", "-")
@@ -96,15 +112,26 @@ class Arguments:
         values = {k: v for k, v in self.__dict__.items() if k not in ("given", "flags")}
         # JSON has lists only; a length is either in epochs or in steps.
         kept = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        values |= {name: kept.get(name) for name in self.settings()}
+        for name in self.settings():
+            flag, value = self.flags[name], kept.get(name, self.flags[name].default)
+            if not flag.check(value):
+                what = f"the run to resume has {str(value)[:100]}"
+                raise UserError(f"{flag}: {what}, which nobody could have typed; start a new run")
+            values[name] = value
+        batch = values.get("batch")
         for name in self.given:
-            typed, resuming = getattr(self, name), self.flags[name].resuming
-            if resuming is Resuming.FIXED and typed != values[name]:
-                flag = self.flags[name]
+            typed, flag = getattr(self, name), self.flags[name]
+            if flag.resuming is Resuming.FIXED and typed != values[name]:
                 raise UserError(f"{flag}: the run to resume has {values[name]}; leave it out")
             values[name] = typed
+
+        # A length is in epochs or in steps; of a smaller batch more steps show as many images.
         if "epochs" in self.given:
             values["steps"] = None
+        elif "steps" not in self.given and values.get("steps") and values["batch"] != batch:
+            values["steps"] = values["steps"] * batch // values["batch"]
+        if values.get("batch", 0) > (batch or 0):
+            raise UserError(f"--batch: the run to resume has {batch}, which may only become less")
         return Arguments(values, self.given, self.flags)
 
 
@@ -187,8 +214,9 @@ class Group:
             extra["metavar"] = metavar
         action = self.group.add_argument(flag, help=text, **extra)
         self.parser.flags[action.dest] = Flag(
-            action.dest, self.modes if modes is None else modes, resuming or self.resuming
-        )
+            action.dest, self.modes if modes is None else modes, resuming or self.resuming,
+            type, extra.get("choices"), action.default,
+        )  # fmt: skip
 
     def choice(
         self, flag: str, text: str, choices: tuple[str, ...] | list[str], default: str

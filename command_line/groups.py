@@ -64,8 +64,10 @@ def training_flags(parser: Parser, default: TrainingDefaults, seeded: frozenset[
 
     # How.
     text = "images per step" + ", or pictures made at a time" * shows
-    group.add("--batch", text, integer(1, 65536), "N", default.batch, modes=ALL)
-    group.add("--lr", "peak learning rate", number(0, 1, open_low=True), "RATE", default.lr)
+    group.add("--batch", text, integer(1, 65536), "N", default.batch, modes=ALL,
+              resuming=Resuming.MOVABLE)  # fmt: skip
+    group.add("--lr", "peak learning rate", number(0, 1, open_low=True), "RATE", default.lr,
+              resuming=Resuming.MOVABLE)  # fmt: skip
     text = (
         "the rate after the warm-up; cosine: falls to the end, and rises again where a run "
         "is prolonged; trapezoid: stays, falls over the last fifth, and a run that is prolonged "
@@ -87,11 +89,25 @@ def training_flags(parser: Parser, default: TrainingDefaults, seeded: frozenset[
     group.add("--name", text, run_name, "NAME", otherwise="date, time and process")
     text = (
         "go on with the newest run, or with that of this name or .state file, with its settings; a "
-        "larger --epochs or --steps prolongs it (see --lr-schedule)"
+        "larger --epochs or --steps prolongs it (see --lr-schedule); another --lr and a smaller "
+        "--batch are taken"
     )
     group.add("--resume", text, metavar="RUN", nargs="?", const="newest",
               resuming=Resuming.FORGOTTEN)  # fmt: skip
+    saving_flags(parser)
     parser.set_defaults(images=default.images)
+
+
+def saving_flags(parser: Parser) -> None:
+    group = parser.group("saving", frozenset({TRAIN}), Resuming.MOVABLE)
+    text = "steps between checkpoints, whose names then have the step"
+    otherwise = "the ends of epochs, at most 10 in a run"
+    group.add("--save-every", text, integer(1, 10**9), "N", otherwise=otherwise)
+    text = "keep the newest N checkpoints of the run, and the one that validates best"
+    group.add("--keep", text, integer(1, 10**6), "N", otherwise="all")
+    text = "save and end after so many minutes, with status 0; --resume goes on"
+    group.add("--time-limit", text, number(0, 1e6, open_low=True), "MINUTES",
+              resuming=Resuming.FORGOTTEN)  # fmt: skip
 
 
 def network_flags(parser: Parser, title: str, default: TrainingDefaults) -> Group:

@@ -50,9 +50,11 @@ def size(text: str) -> tuple[int, int]:
 
 
 def run_name(text: str) -> str:
-    """A name that is safe in a file's name."""
+    """A name that is safe in a file's name, which has 255 bytes at most."""
     if not re.fullmatch(r"[\w.+-]{1,100}", text) or text.startswith("."):
         raise argparse.ArgumentTypeError(f"{text} is no name; use letters, digits, - _ + and .")
+    if len(text.encode("utf-8", "surrogateescape")) > 100:
+        raise argparse.ArgumentTypeError(f"{text} is too long; a name has 100 bytes at most")
     return text
 
 

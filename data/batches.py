@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader
 from common.errors import UserError
 from data.images import ImageDataset, Item
 
+LINGER = 20  # seconds for which a process that decodes images outlives a SIGTERM
+
 
 def load_batches(
     dataset: ImageDataset, batches: Iterable[list[int]], workers: int, pin_memory: bool = False
@@ -46,9 +48,13 @@ def load_batches(
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C reaches all processes: the one that trains decides what to do."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """What asks for a stop reaches all processes of a group: the one that trains decides, and may
+    need another batch before it does. The loader's own SIGTERM ends those that do not end."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LINGER))
 
 
 def _collate(items: list[Item]) -> tuple[torch.Tensor | None, list[int], dict[int, str]]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from common.choices import PICTURES
 from common.errors import UserError
 from common.files import make_folder
-from data.damage import DAMAGED
+from data.damage import Unreadable
+from data.decoding import open_picture
 from data.pixels import to_uint8
 from generation import seeing
 from generation.pipeline import Pipeline
@@ -39,7 +39,7 @@ def make_pictures(
     not in 1 .. T, before anything is made.
     """
     # Say what will be made, when it can be.
-    check_out(pipeline, out)
+    check_out(pipeline, out, [out, out.with_suffix(".gif")] if film else [out])
     print(f"{pipeline.label}, on {pipeline.runtime}", flush=True)
     began = time.monotonic()
 
@@ -62,15 +62,20 @@ def make_pictures(
         figures.show_window(out)
 
 
-def check_out(pipeline: Pipeline, out: Path) -> None:
-    """Make the folder that out needs; UserError where it cannot be made or written to, or where
-    the pipeline's steps are not in 1 .. T."""
+def check_out(pipeline: Pipeline, out: Path, made: Sequence[Path] = ()) -> None:
+    """Make the folder that out needs; UserError where it cannot be made or written to, where one of
+    the files to be made is there and is somebody else's, or where the pipeline's steps are not in
+    1 .. T."""
     pipeline.scheduler.timesteps(pipeline.steps)
     as_grid = _is_grid(out)
     if not as_grid and out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file, not a folder; for a grid end it in .png or .jpg")
     if as_grid and out.is_dir():
         raise UserError(f"--out {out} is a folder; for single pictures name it without an ending")
+    for path in made:
+        foreign = as_grid and path.exists() and path.parts[0] != "fig"
+        if foreign and not figures.made_here(path):
+            raise UserError(f"--out: {path} is there, and was not made here; choose another name")
     folder = out.parent if as_grid else out
     try:
         make_folder(folder)
@@ -118,9 +123,9 @@ def fill_folder(pipeline: Pipeline, seeds: Sequence[int], folder: Path) -> None:
 def _check_made_alike(path: Path, text: dict[str, str]) -> None:
     """Raise UserError unless the PNG's text says that it was made with these settings."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             found = image.info  # the pixels are not decoded
-    except DAMAGED:
+    except Unreadable:
         found = {}
     for key, value in text.items():
         if key not in found:

@@ -130,12 +130,12 @@ def test_gan_weight_zero_trains_no_discriminator(pictures):
     assert not Path("checkpoints/discriminator").exists()
     assert not any("disc" in name for name in load_state("checkpoints/autoencoder/plain.state"))
     assert not Path("fig/autoencoder/confidences.png").exists()
-    assert "loss_disc" not in read_metrics("fig/autoencoder/metrics.jsonl", "plain")[-1]
+    assert "loss_disc" not in read_metrics("fig/autoencoder/plain/metrics.jsonl", "plain")[-1]
 
 
 def test_the_discriminator_begins_at_the_step_that_is_announced(pictures, capsys, no_figures):
     for steps, begin in (("5", 4), ("6", 4)):  # steps 0, 1, .. of the loop are 1, 2, .. in words
         run_encoder("--data", "pictures", *SMALL, "--steps", steps, "--name", steps)
         assert f"from step {begin} on" in capsys.readouterr().out
-        records = read_metrics("fig/autoencoder/metrics.jsonl", steps)
+        records = read_metrics(f"fig/autoencoder/{steps}/metrics.jsonl", steps)
         assert [r["step"] for r in records if "loss_disc" in r][0] == begin

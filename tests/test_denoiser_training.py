@@ -105,4 +105,4 @@ def test_real_digits_are_learnt(tmp_path, monkeypatch, no_figures):
     monkeypatch.chdir(tmp_path)
     size = ("--steps", 60, "--batch", 16, "--channels", 16)
     run_digits("--data-root", REAL_DATA, *size, "--lr", 2e-3, "--name", "real")
-    assert read_metrics("fig/mnist/metrics.jsonl", "real")[-1]["valid_raw"] < 0.12
+    assert read_metrics("fig/mnist/real/metrics.jsonl", "real")[-1]["valid_raw"] < 0.12

@@ -1,10 +1,14 @@
 """The rim: what the user can do something about is one line and status 2, all else a traceback."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 import torch
-from helpers import run_python
-from safetensors import SafetensorError
+from helpers import ROOT, run_python
 
 from command_line import entry
 from common.errors import UserError
@@ -25,7 +29,6 @@ def test_an_error_for_users_is_a_value_error():
 
 @pytest.mark.parametrize("error", [
     UserError("do so"), Special("do so"), OSError("do so"), FileNotFoundError("do so"),
-    SafetensorError("do so"),
 ])  # fmt: skip
 def test_an_error_for_users_is_one_line_and_status_2(monkeypatch, capsys, error):
     monkeypatch.setattr("sys.argv", ["/some/where/script.py"])
@@ -101,7 +104,85 @@ def test_dead_workers_are_one_line(capsys):
     assert len(lines) == 1 and "--workers 0" in lines[0]
 
 
+def begun(code, cwd, shell="{}", **env):
+    """The end of a script that begins as ours do, by this code, through a shell; seconds, no torch.
+    `parse` is what entry.begin is given."""
+    path = cwd / "script.py"
+    path.write_text(
+        "import sys, time\nfrom command_line import entry\nfrom common.errors import UserError\n"
+        f"def main(args):\n{textwrap.indent(code, '    ')}\n"
+        "entry.run(main, entry.begin(lambda: None))\n"
+    )
+    command = shell.format(f"{sys.executable} script.py")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
+    )
+
+
 def test_a_name_in_no_encoding_can_be_printed(tmp_path):
-    code = "from command_line import entry\nentry.run(lambda args: print('caf\\udce9'), None)"
-    done = run_python(code, tmp_path)
+    done = begun("print('caf\\udce9')", tmp_path)
     assert done.returncode == 0 and done.stdout.strip() == "caf\\udce9", done.stderr
+
+
+SPEAK = """
+for i in range(20_000):
+    print(i, flush=True)
+    print(i, file=sys.stderr, flush=True)
+open("ended", "w").close()
+"""
+
+
+@pytest.mark.parametrize("shell", [
+    "{} 2>&1 | head -1", "{} >&- 2>&-", "{} > /dev/full 2> /dev/full", "{} 2>&1 | true",
+    "{} <&- >&- 2>&-",
+])  # fmt: skip
+def test_what_a_program_says_never_ends_it(tmp_path, shell):
+    """A reader that has gone, a full disk, closed descriptors; and Python's own end is silent."""
+    done = begun(SPEAK, tmp_path, shell + "; echo ${{PIPESTATUS[0]}} > status")
+    assert (tmp_path / "ended").exists(), done.stderr
+    assert (tmp_path / "status").read_text() == "0\n" and "Error" not in done.stderr
+
+
+def test_a_closed_descriptor_is_not_taken_by_another_file(tmp_path):
+    """What C code says on it would be written into that file."""
+    code = "import os\nf = open('weights', 'w')\nassert f.fileno() > 2, f\nos.write(2, b'boo')"
+    begun(code, tmp_path, "{} 2>&-")
+    assert (tmp_path / "weights").read_text() == ""
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path):
+    """Of names and metadata: they would move the cursor, set the title or worse."""
+    done = begun("print('a\\x1b[31mb\\x07')\nraise UserError('c\\x1b]0;d\\x9b\\ne')", tmp_path)
+    assert done.stdout == "a\\x1b[31mb\\x07\n"
+    assert done.stderr == "script.py: error: c\\x1b]0;d\\x9b e\n"
+
+
+@pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("HUP", 129), ("INT", 130)])
+def test_a_stop_runs_what_has_to_be_cleaned_up(tmp_path, name, status):
+    code = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIG%s)\n    time.sleep(9)\n"
+    done = begun(code % name + "finally:\n    open('cleaned', 'w')", tmp_path)
+    assert done.returncode == status and (tmp_path / "cleaned").exists()
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_stop_while_importing_is_one_line(tmp_path):
+    code = "import os, signal, sys\nfrom command_line import entry\nentry.begin(lambda: None)\n"
+    code += "os.kill(os.getpid(), signal.SIGINT)"
+    done = run_python(code, tmp_path)
+    assert done.returncode == 130 and done.stderr == "interrupted\n"
+
+
+def test_nohup_is_heeded(tmp_path):
+    code = "import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\nprint('still here')"
+    assert begun(code, tmp_path, "nohup {}").stdout == "still here\n"
+
+
+def test_several_processes_of_torchrun_are_refused(tmp_path):
+    done = begun("print('trained')", tmp_path, WORLD_SIZE="2")
+    assert done.returncode == 2 and "not with torchrun" in done.stderr and not done.stdout
+
+
+def test_a_backend_for_notebooks_does_not_decide_whether_a_script_starts(tmp_path):
+    backend = "module://matplotlib_inline.backend_inline"
+    assert begun("import matplotlib.figure", tmp_path, MPLBACKEND=backend).returncode == 0

@@ -11,6 +11,7 @@ from helpers import small_pipeline
 from PIL import Image
 
 from common.choices import PICTURES
+from common.errors import UserError
 from generation.output import check_out, fill_folder, make_pictures, save_record
 from generation.pipeline import Pipeline
 from training import figures
@@ -51,6 +52,7 @@ def test_pictures_say_how_they_were_made(tmp_path):
     text = Image.open(tmp_path / "seed000009.png").text
     assert text.pop("denoiser") == fingerprint(p.model)[:16]
     assert text == {
+        "Software": "latent-diffusion",
         "seed": "9", "sampler": "ddim", "sampling_steps": "4", "eta": "0.5", "sigma_scale": "1.0",
         "precision": "fp32",
     }  # fmt: skip
@@ -148,3 +150,16 @@ def test_records_are_lines_and_say_where_they_are(tmp_path, capsys):
         save_record(path, {"n": n})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"n": 1}, {"n": 2}]
     assert capsys.readouterr().out == f"\nadded to {path}\n" * 2
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif"])
+def test_a_picture_that_was_not_made_here_is_not_written_over(tmp_path, ending):
+    """Nor the .gif beside a film."""
+    foreign = tmp_path / f"holiday.{ending}"
+    Image.new("L", (4, 4)).save(foreign)
+    out = foreign.with_suffix(".png") if ending == "gif" else foreign
+    with pytest.raises(UserError, match=f"holiday.{ending} is there, and was not made here"):
+        make_pictures(small_pipeline(), [1], out, film=ending == "gif")
+    foreign.unlink()
+    for seeds in ([1], [2]):
+        make_pictures(small_pipeline(), seeds, out, film=ending == "gif")

@@ -1,12 +1,10 @@
 """The averages of a run, its reports, and the words for sizes and times."""
 
 import json
-import math
 
 import pytest
 import torch
 
-from common.errors import UserError
 from training.progress import Progress, duration, file_size
 from training.records import read_metrics
 
@@ -33,13 +31,25 @@ def test_a_resumed_progress_drops_later_records(tmp_path):
     assert [record["step"] for record in read_metrics(path, "a")] == [1]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_not_reported(tmp_path, bad):
+def test_skipped_steps_are_counted_and_nothing_else_is(tmp_path):
+    path = tmp_path / "m.jsonl"
+    with Progress(path, "a", 0, 4, 8) as progress:
+        progress.add(loss=torch.tensor(3.0))
+        progress.add()
+        progress.report(progress.means())
+        progress.add(loss=torch.tensor(1.0))
+        progress.report(progress.means())
+    first, second = read_metrics(path, "a")
+    assert first["loss"] == 3 and first["skipped_steps"] == 1 and first["step"] == 2
+    assert second["loss"] == 1 and "skipped_steps" not in second
+
+
+def test_metrics_that_cannot_be_written_are_told_and_no_more(tmp_path, capsys):
+    (tmp_path / "m.jsonl").mkdir()
     with Progress(tmp_path / "m.jsonl", "a", 0, 4, 8) as progress:
-        progress.add(loss=torch.tensor(bad), norm=torch.tensor(1.0))
-        with pytest.raises(UserError, match="loss is not finite at step 1: a smaller --lr"):
-            progress.report(progress.means())
-    assert read_metrics(tmp_path / "m.jsonl", "a") == []
+        progress.add(loss=torch.tensor(3.0))
+        progress.report(progress.means())
+    assert "metrics not written: " in capsys.readouterr().out
 
 
 def test_a_number_is_the_mean_over_the_steps_that_gave_it(tmp_path):

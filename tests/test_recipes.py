@@ -107,7 +107,7 @@ def test_the_autoencoder_minimises_l2_kl_and_gan(folder, monkeypatch, optimized)
     monkeypatch.setattr(autoencoder, "discriminate_both", satisfied)
     encoder("--kl-weight", 0.5, "--gan-weight", 2)
     losses, rates = [], []
-    for step, record in enumerate(read_metrics("fig/autoencoder/metrics.jsonl", "a")):
+    for step, record in enumerate(read_metrics("fig/autoencoder/a/metrics.jsonl", "a")):
         assert record["step"] == step + 1
         losses.append(record["loss_rec"] + 0.5 * record["loss_kl"] + 5 * record["gan_weight"])
         rates.append(LrSchedule.whole("cosine", STEPS).factor(step))
@@ -124,7 +124,7 @@ def test_an_autoencoder_learns(folder, monkeypatch):
     monkeypatch.setattr(images, "NUM_SYNTHETIC", 200)
     flags = ["--data", "synthetic", "--batch", 8, "--channels", 16, "--steps", 60, "--lr", 3e-3]
     encoder(*flags, "--gan-weight", 0)
-    records = read_metrics("fig/autoencoder/metrics.jsonl", "a")
+    records = read_metrics("fig/autoencoder/a/metrics.jsonl", "a")
     x = to_pixels(torch.stack([x for _, x in open_images("synthetic", None, (16, 16))["train"]]))
     mean_picture = (x - x.mean(dim=0)).square().mean().item()
     assert sum(record["loss_rec"] for record in records[-10:]) / 10 < 0.8 * mean_picture
@@ -179,7 +179,7 @@ def test_the_loss_of_a_band_is_the_mean_of_its_losses(folder, monkeypatch):
 
     monkeypatch.setattr(Progress, "add", spy)
     digits()
-    records = read_metrics("fig/mnist/metrics.jsonl", "a")
+    records = read_metrics("fig/mnist/a/metrics.jsonl", "a")
     assert len(records) == len(added) == STEPS
     for record, values in zip(records, added, strict=True):
         pairs = zip(values["band_sum"].tolist(), values["band_count"].tolist(), strict=True)

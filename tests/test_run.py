@@ -1,12 +1,12 @@
 """One run: its length, when what is due, its files, and how it is gone on with, to the bit."""
 
 import gzip
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from helpers import (
     assert_same_weights,
     cpu,
@@ -22,18 +22,17 @@ from helpers import (
 
 from common.errors import UserError
 from data.order import ShuffledOrder
-from training.checkpoint import load_model, load_state, save_model, save_state
+from training.checkpoint import load_model, load_state, save_model
 from training.optimizer import Optimizer
-from training.progress import Progress
 from training.records import read_metrics
-from training.run import Run, check_same_data, find_state, total_steps
+from training.run import Run, total_steps
 
 SMALL = ("--batch", 8, "--channels", 8)
 
 
 def losses(kind, name, key="loss"):
     """[(step, loss)] of a run."""
-    return [(r["step"], r[key]) for r in read_metrics(f"fig/{kind}/metrics.jsonl", name)]
+    return [(r["step"], r[key]) for r in read_metrics(f"fig/{kind}/{name}/metrics.jsonl", name)]
 
 
 @pytest.fixture
@@ -100,48 +99,6 @@ def test_what_is_due(tmp_path, monkeypatch, steps, per_epoch):
     ]
 
 
-# ---- Which run ----------------------------------------------------------------------------------
-
-
-def test_a_name_that_is_taken_is_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert find_state(None, "a", "kind") is None
-    for file in ("a_epoch0001.safetensors", "b.state"):
-        path = Path("checkpoints/kind", file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        with pytest.raises(UserError, match=f"--name {file[0]} is taken by .*{file}"):
-            find_state(None, file[0], "kind")
-        assert find_state(None, file[0], "other kind") is None
-
-
-def test_a_state_is_found_by_age_name_and_path(tmp_path, monkeypatch):
-    import os
-
-    monkeypatch.chdir(tmp_path)
-    for age, name in enumerate("abc"):
-        path = f"checkpoints/kind/{name}.state"
-        save_state(path, {"folder": "checkpoints/kind", "step": age, "ids": {}})
-        os.utime(path, (1000 - age, 1000 - age))
-    assert find_state("newest", None, "kind")["step"] == 0
-    assert find_state("c", None, "kind")["step"] == 2
-    assert find_state("checkpoints/kind/b.state", None, "kind")["step"] == 1
-    with pytest.raises(UserError, match="no training state d; there are|no training state d"):
-        find_state("d", None, "kind")
-    with pytest.raises(UserError, match="no .state file in checkpoints/other"):
-        find_state("newest", None, "other")
-    with pytest.raises(UserError, match="belongs to checkpoints/kind/, not to checkpoints/other/"):
-        find_state("checkpoints/kind/b.state", None, "other")
-
-
-def test_other_data_are_refused():
-    state = {"ids": {"data": "1"}, "settings": {"name": "a"}}
-    check_same_data(None, "2")
-    check_same_data(state, "1")
-    with pytest.raises(UserError, match="not those that the run a was begun with"):
-        check_same_data(state, "2")
-
-
 # ---- Gone on with, to the bit -------------------------------------------------------------------
 
 
@@ -174,13 +131,13 @@ def test_encoder_resumes_to_the_bit(tmp_path, monkeypatch, no_figures):
     for part, kind in (("autoencoder", "AutoencoderKL"), ("discriminator", "PatchDiscriminator")):
         names = [f"{name}_epoch0003.safetensors" for name in ("whole", "parts")]
         assert_same_weights(kind, *[Path("checkpoints", part, name) for name in names])
-    last = read_metrics("fig/autoencoder/metrics.jsonl", "whole")[-1]
+    last = read_metrics("fig/autoencoder/whole/metrics.jsonl", "whole")[-1]
     promised = {"logit_real", "logit_fake", "adaptive_weight", "weights_encoder", "weights_disc"}
     assert promised <= set(last) and 0 <= last["adaptive_weight"] <= 1 and last["gan_weight"] == 2
     assert 0 < last["sharpness"] < 2
 
 
-def test_latent_denoiser_resumes_to_the_bit(pictures, monkeypatch):
+def test_latent_denoiser_resumes_to_the_bit(pictures, monkeypatch, capsys):
     """With drawn latents, mirrored too; and what a finished run says to those who go on with it."""
     facts = {"data": "pictures", "data_root": "data", "size": [16, 16]}
     save_model("a.safetensors", randomize(small_autoencoder()), facts)
@@ -196,13 +153,16 @@ def test_latent_denoiser_resumes_to_the_bit(pictures, monkeypatch):
     assert len(list(Path("encoded_img").iterdir())) == 1
 
     # A finished run says so; a larger number of steps stretches it; its settings are its own.
-    with pytest.raises(UserError, match="has done its 6 steps; to go on, pass a larger"):
-        run_latent("--resume")
-    with pytest.raises(UserError, match=r"--lr: the run to resume has 0\.001; leave it out"):
-        run_latent("--resume", "--lr", 0.1)
+    capsys.readouterr()
+    run_latent("--resume")
+    assert "the 6 steps are done; to go on, pass a larger" in capsys.readouterr().out
+    with pytest.raises(UserError, match="the run parts has done 6 steps; to go on, pass a larger"):
+        run_latent("--resume", "--steps", 5)
+    with pytest.raises(UserError, match=r"--ema: the run to resume has 0\.999; leave it out"):
+        run_latent("--resume", "--ema", 0.1)
     Path("pictures").rename("moved")  # the same images, wherever they lie
     run_latent("--resume", "--steps", 8, "--data", "moved")
-    assert read_metrics("fig/denoiser/metrics.jsonl", "parts")[-1]["step"] == 8
+    assert read_metrics("fig/denoiser/parts/metrics.jsonl", "parts")[-1]["step"] == 8
 
 
 def test_damaged_images_do_not_shift_a_resumed_run(pictures, monkeypatch):
@@ -292,13 +252,6 @@ def test_a_run_that_is_shortened_still_passes_through_its_gan(pictures, monkeypa
     assert losses("autoencoder", "a", "gan_weight")[-1] == (8, 2.0)
 
 
-def test_states_of_an_earlier_version_are_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_state("checkpoints/kind/a.state", {"folder": "checkpoints/kind", "step": 1})
-    with pytest.raises(UserError, match="an earlier version of the code; start a new run"):
-        find_state("newest", None, "kind")
-
-
 def test_a_trapezoid_that_has_not_begun_to_fall_goes_on_from_its_last_state(digits, monkeypatch):
     flags = (*SMALL, "--lr-schedule", "trapezoid")
     with monkeypatch.context() as patch:
@@ -353,7 +306,7 @@ def test_a_figure_that_cannot_be_written_does_not_stop_a_run(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     write_mnist(tmp_path / "data")
     write_images(tmp_path / "pictures", 4)
-    for path in ("fig/mnist/losses.png", "fig/autoencoder/reconstructions.png"):
+    for path in ("fig/mnist/a/losses.png", "fig/autoencoder/a/reconstructions.png"):
         (tmp_path / path).mkdir(parents=True)
     small = ("--steps", 2, "--batch", 4, "--channels", 8, "--name", "a")
     run_digits(*small)
@@ -363,34 +316,68 @@ def test_a_figure_that_cannot_be_written_does_not_stop_a_run(tmp_path, monkeypat
     assert (tmp_path / "checkpoints/autoencoder/a_epoch0002.safetensors").is_file()
 
 
-def test_infinite_loss_stops_the_run_before_its_state(digits, monkeypatch):
-    add = Progress.add
-    bad = torch.tensor(math.nan)
-    patched = lambda self, **values: add(self, **{**values, "loss": bad})  # noqa: E731
-    monkeypatch.setattr(Progress, "add", patched)
-    with pytest.raises(UserError, match="loss is not finite at step 1: a smaller --lr"):
-        run_digits("--steps", 1, *SMALL, "--name", "a")
-    assert not list(Path("checkpoints").rglob("*.s*"))
+@pytest.fixture
+def bad_losses(monkeypatch):
+    """bad_losses(first, last): the losses of these steps, counted from 1, are not finite."""
+    step, calls = Optimizer.step, itertools.count(1)
+
+    def spoil(first, last):
+        def patched(self, loss, rate):
+            return step(self, loss * math.nan if first <= next(calls) <= last else loss, rate)
+
+        monkeypatch.setattr(Optimizer, "step", patched)
+
+    return spoil
+
+
+def test_a_step_of_a_loss_that_is_not_finite_is_skipped_and_counted(digits, bad_losses):
+    bad_losses(3, 4)
+    run_digits("--steps", 6, *SMALL, "--name", "a")
+    records = read_metrics("fig/mnist/a/metrics.jsonl", "a")
+    assert [r.get("skipped_steps", 0) for r in records] == [0, 0, 1, 1, 0, 0]
+    assert [math.isfinite(r.get("loss", math.nan)) for r in records] == [1, 1, 0, 0, 1, 1]
+    assert load_state("checkpoints/mnist/a.state")["step"] == 6
+
+
+def test_twenty_such_steps_in_a_row_end_the_run_and_its_last_good_state_stays(digits, bad_losses):
+    bad_losses(9, 99)
+    with pytest.raises(UserError, match="not finite in 20 steps in a row; a smaller --lr"):
+        run_digits("--steps", 40, *SMALL, "--name", "a")
+    assert load_state("checkpoints/mnist/a.state")["step"] in (8, 16, 24)
+
+
+def test_the_advice_that_messages_give_is_taken_on_resuming(digits, bad_losses):
+    """A lower --lr after losses that are not finite, a smaller --batch after too little memory."""
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, after=4)
+        run_digits("--steps", 8, *SMALL, "--name", "a")
+    run_digits("--resume", "--lr", 1e-4, "--batch", 4)  # 4 steps of 8 are as much as 8 of 4
+    state = load_state("checkpoints/mnist/a.state")
+    assert state["step"] == 16 and state["settings"]["lr"] == 1e-4
+    assert [step for step, _ in losses("mnist", "a")] == [*range(1, 5), *range(9, 17)]
+    with pytest.raises(UserError, match="--batch: the run to resume has 4, which may only become"):
+        run_digits("--resume", "--batch", 8, "--steps", 20)
 
 
 def test_weights_that_are_not_finite_are_not_saved(digits, monkeypatch):
-    """A bad step between two reports: neither checkpoint nor state is made of it."""
+    """Whatever made them so: neither checkpoint nor state is made of them."""
     write_mnist(Path("data"), train=32)
-    step = Optimizer.step
-    monkeypatch.setattr(Run, "report_due", lambda self, done: False)
-    bad = lambda self, loss, rate: step(self, loss * math.nan, rate)  # noqa: E731
-    save = Run.save_state
+    with monkeypatch.context() as patch:
+        save, step = Run.save_state, Optimizer.step
 
-    def then_fail(self, parts, done):
-        save(self, parts, done)
-        monkeypatch.setattr(Optimizer, "step", bad)
+        def spoil(self, loss, rate):
+            norm = step(self, loss, rate)
+            self.parameters[0].data.fill_(math.nan)
+            return norm
 
-    monkeypatch.setattr(Run, "save_state", then_fail)
-    with pytest.raises(UserError, match=r"a_epoch0002\.safetensors is not saved: .* not finite"):
-        run_digits("--steps", 8, *SMALL, "--name", "a")
-    state = load_state("checkpoints/mnist/a.state")
-    assert state["step"] == 4
-    monkeypatch.setattr(Optimizer, "step", step)
+        def then_spoil(self, done):
+            save(self, done)
+            patch.setattr(Optimizer, "step", spoil)
+
+        patch.setattr(Run, "save_state", then_spoil)
+        with pytest.raises(UserError, match=r"a\.state is not saved: .* not finite"):
+            run_digits("--steps", 8, *SMALL, "--name", "a")
+    assert load_state("checkpoints/mnist/a.state")["step"] == 4
     run_digits("--resume")
     assert Path("checkpoints/mnist/a_epoch0002.safetensors").is_file()
 
@@ -399,9 +386,9 @@ def test_a_state_is_kept_every_ten_minutes(digits, monkeypatch):
     """Also between two checkpoints; and not at every step from then on."""
     saved, save, now = [], Run.save_state, iter(range(0, 10**6, 250))
 
-    def spy(self, parts, done):
+    def spy(self, done):
         saved.append(done)
-        save(self, parts, done)
+        save(self, done)
 
     monkeypatch.setattr(Run, "save_state", spy)
     clock = SimpleNamespace(monotonic=lambda: next(now))

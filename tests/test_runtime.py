@@ -1,6 +1,5 @@
 """Machinery never changes results: precision, order in memory, compiling, random numbers."""
 
-import os
 from functools import partial
 
 import pytest
@@ -87,7 +86,7 @@ def test_workers_are_as_typed_or_suit_the_device(monkeypatch):
     assert (Runtime("cpu").workers, Runtime("cpu", workers=3).workers) == (0, 3)
     monkeypatch.setattr("training.runtime._device", lambda choice: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr("training.runtime.cores", lambda: 4)
     gpu = Runtime("auto")
     assert (gpu.workers, gpu.precision, gpu.on_gpu) == (4, "bf16", True)
     assert (Runtime("auto", workers=0).workers, Runtime("auto", "fp16").precision) == (0, "fp16")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from common.files import make_folder, remove_leftovers
 from data.batches import load_batches
 from data.images import ImageDataset
+from data.order import fixed_sample
 from data.pixels import to_pixels
 from models.autoencoder import AutoencoderKL
 from models.discriminator import (
@@ -29,7 +31,7 @@ from training.ema import EMA
 from training.fidelity import gradient_magnitude, psnr
 from training.optimizer import Optimizer
 from training.records import read_metrics
-from training.run import NUM_VALID, Run, parameters, tolerating_os_errors
+from training.run import LAST_FIGURE, NUM_VALID, Run, parameters
 from training.runtime import Runtime
 
 # By fractions of the length with which the run was begun, so that a short one passes through all of
@@ -85,7 +87,7 @@ class AutoencoderLearner:
         self, x: torch.Tensor, rate: float, step: int, phase: GanPhase
     ) -> dict[str, torch.Tensor]:
         """One update by x (B, C, H, W), at `rate` times the peak learning rate, as step number
-        `step` (from 0). Metrics as Progress.add takes them."""
+        `step` (from 0). Metrics as Progress.add takes them, none where the step was skipped."""
         # Autoencoder: l2 + KL + GAN.
         with self.runtime.autocast():
             x_hat, posterior = self.forward(x)
@@ -101,6 +103,8 @@ class AutoencoderLearner:
             )
         loss = loss_rec + self.kl_weight * loss_kl + gan_weight * loss_gan
         norm = self.optimizer.step(loss, rate)
+        if norm is None:
+            return {}
         self.ema.update(self.model, step)
 
         # Discriminator: on the same reconstructions, at the full rate to the end.
@@ -152,7 +156,10 @@ def train(
     facts: goes into every checkpoint. flip: whether training images are mirrored at random.
     """
     # What is fixed for the whole run.
-    run.restore(learner.parts)
+    networks: dict[str, nn.Module] = {run.folder.name: learner.ema.model}
+    if learner.disc is not None:
+        networks["discriminator"] = learner.disc
+    run.take(learner.parts, networks, facts)
     announce(run, learner, images)
     valid = fixed_images(images)
     trained = {"encoder": learner.model.encoder, "decoder": learner.model.decoder}
@@ -161,7 +168,9 @@ def train(
     runtime, wanted = learner.runtime, run.order.since(run.start + run.skipped)
     batches = load_batches(images["train"], wanted, runtime.workers, pin_memory=runtime.on_gpu)
 
+    draw = partial(draw_figures, run, learner, valid)
     with run.progress() as progress, closing(batches):
+        run.catch_up(draw)
         for step, (pixels, indices) in zip(range(run.start, run.steps), batches, strict=False):
             run.find_in_order(step, indices[0])
             pixels = runtime.send(pixels)
@@ -169,22 +178,17 @@ def train(
             rate, phase = run.schedule.factor(step), gan_phase(step, run.phases)
             progress.add(**learner.step(x, rate, step, phase))
 
-            # Reports, checkpoints, states and figures, each when it is due.
+            # A report, then checkpoints, state and figures, each when it is due.
             done = step + 1
             if run.report_due(done):
                 others = {"gan_weight": learner.gan_weight * phase.ramp}
                 others |= {"learning_rate": learner.optimizer.lr * rate, **weight_norms(trained)}
+                run.valid_loss = None
                 if run.validate_due(done):
                     others |= validate(runtime, valid, raw=learner.model, ema=learner.ema.model)
+                    run.valid_loss = -others["psnr_ema"]
                 progress.report(progress.means(), epoch=run.epoch(done), **others)
-            if run.save_due(done):
-                run.save(done, learner.ema.model, facts)
-                if learner.disc is not None:
-                    run.save(done, learner.disc, facts, "discriminator")
-            run.end_step(learner.parts, done)
-            if run.figures_due(done):
-                with tolerating_os_errors():
-                    draw_figures(run, learner, valid)
+            run.end_step(done, draw)
 
 
 def announce(run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset]) -> None:
@@ -196,7 +200,6 @@ def announce(run: Run, learner: AutoencoderLearner, images: dict[str, ImageDatas
         make_folder("checkpoints/discriminator")
         remove_leftovers("checkpoints/discriminator")
     run.announce(
-        learner.parts,
         data=f"{run.settings['data']}, {len(train)} training and {len(images['valid'])} validation "
         f"images of {'x'.join(map(str, train.size))}, {train.channels} channels",
         network=f"AutoencoderKL, {parameters(learner.model)}",
@@ -211,12 +214,12 @@ def random_flip(images: torch.Tensor) -> torch.Tensor:
 
 
 def fixed_images(images: dict[str, ImageDataset]) -> torch.Tensor:
-    """The readable ones of the first NUM_VALID validation images, or training images where there
-    are none: (n, C, H, W) in [-1, 1]."""
+    """The readable ones of NUM_VALID validation images, always the same, or training images where
+    there are none: (n, C, H, W) in [-1, 1]."""
     loaded: list[torch.Tensor] = []
     for dataset in (images["valid"], images["train"]):
-        indices = range(0 if loaded else min(NUM_VALID, len(dataset)))
-        batches = [list(indices[i : i + 32]) for i in range(0, len(indices), 32)]
+        sample = fixed_sample(len(dataset), 0 if loaded else NUM_VALID)
+        batches = [part.tolist() for part in sample.split(32) if len(part)]
         loaded += [pixels for pixels, _ in load_batches(dataset, batches, 0)]
     return to_pixels(torch.cat(loaded))
 
@@ -270,4 +273,4 @@ def draw_figures(run: Run, learner: AutoencoderLearner, valid: torch.Tensor) -> 
             )
         title = f"{run.name}: the discriminator's confidence per patch, with its mean above"
         figures.confidences(run.fig / "confidences.png", title, x, x_hat, real, fake)
-    figures.curves(run.fig / "losses.png", read_metrics(run.metrics, run.name), panels)
+    figures.curves(run.fig / LAST_FIGURE, read_metrics(run.metrics, run.name), panels)

@@ -163,6 +163,12 @@ def _check_entries(file: TensorFile, wanted: dict[str, torch.Tensor]) -> None:
         raise ValueError(f"{short(more[0])} is not of this network")
 
 
+def load_facts(path: str | Path) -> dict[str, Any]:
+    """The facts of a checkpoint; its tensors are not read. Raises UserError like load_model."""
+    with _opened(path, "checkpoint") as (_, _, facts):
+        return facts
+
+
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes, types and bytes of all tensors, as 64 hex digits."""
     return tensor_files.fingerprint(model.state_dict())

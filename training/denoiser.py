@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from training.codec import Codec
 from training.ema import EMA
 from training.optimizer import Optimizer
 from training.records import read_metrics
-from training.run import NUM_VALID, Run, parameters, tolerating_os_errors
+from training.run import LAST_FIGURE, NUM_VALID, Run, parameters
 from training.runtime import Runtime
 
 NUM_BANDS = 10  # of t, in metrics and figures
@@ -68,10 +69,12 @@ class DenoiserLearner:
 
     def step(self, x0: torch.Tensor, rate: float, step: int) -> dict[str, torch.Tensor]:
         """One update by x0 (B, c, h, w), at `rate` times the peak learning rate, as step number
-        `step` (from 0). Metrics as Progress.add takes them."""
+        `step` (from 0). Metrics as Progress.add takes them, none where the step was skipped."""
         with self.runtime.autocast():
             loss, losses, t = self.objective(self.denoise, x0)
         norm = self.optimizer.step(loss, rate)
+        if norm is None:
+            return {}
         self.ema.update(self.model, step)
         return {"gradient_norm": norm, **metrics(losses, t, self.objective.importance)}
 
@@ -81,31 +84,28 @@ def train(run: Run, learner: DenoiserLearner, data: DenoiserData, facts: dict) -
 
     facts: goes into every checkpoint, what a user of the denoiser has to know.
     """
-    run.restore(learner.parts)
+    run.take(learner.parts, {run.folder.name: learner.ema.model}, facts)
     run.announce(
-        learner.parts,
         data=f"{data.num_train} training images, x0 of {tuple(data.valid.shape[1:])}",
         network=f"UNet, {parameters(learner.model)}",
     )
+    draw = partial(draw_figures, run, learner, data)
     with run.progress() as progress:
+        run.catch_up(draw)
         for step in range(run.start, run.steps):
             x0 = data.draw(run.order.indices(step))
             progress.add(**learner.step(x0, run.schedule.factor(step), step))
 
-            # Reports, checkpoints, states and figures, each when it is due.
+            # A report, then checkpoint, state and figures, each when it is due.
             done = step + 1
             if run.report_due(done):
                 validation = validate_both(learner, data) if run.validate_due(done) else {}
+                run.valid_loss = validation.get("valid_ema")
                 means = progress.means()
-                counts = zip(means.pop("band_sum"), means.pop("band_count"), strict=True)
+                counts = zip(means.pop("band_sum", []), means.pop("band_count", []), strict=True)
                 means["band_loss"] = [s / c if c else None for s, c in counts]
                 progress.report(means, epoch=run.epoch(done), **validation)
-            if run.save_due(done):
-                run.save(done, learner.ema.model, facts)
-            run.end_step(learner.parts, done)
-            if run.figures_due(done):
-                with tolerating_os_errors():
-                    draw_figures(run, learner, data)
+            run.end_step(done, draw)
 
 
 @contextmanager
@@ -164,18 +164,9 @@ def validate(model: UNet, scheduler: DDPMScheduler, data: DenoiserData, runtime:
 
 
 def draw_figures(run: Run, learner: DenoiserLearner, data: DenoiserData) -> None:
-    """losses.png, bands.png, predictions.png and samples.png in the run's folder of figures."""
-    # The curves, from the run's records.
-    scheduler, runtime = learner.scheduler, learner.runtime
-    records = read_metrics(run.metrics, run.name)
-    panels = {
-        "squared error of eps_hat": ["loss", "valid_raw", "valid_ema"],
-        "gradient norm before clipping": ["gradient_norm"],
-    }
-    figures.curves(run.fig / "losses.png", records, panels)
-    figures.bands(run.fig / "bands.png", records, scheduler.num_steps)
-
+    """predictions.png, samples.png, bands.png and losses.png in the run's folder of figures."""
     # What the networks make: of noised images, and of noise alone.
+    scheduler, runtime = learner.scheduler, learner.runtime
     predictions(run.fig / "predictions.png", scheduler, data, runtime, learner.ema.model)
     networks = {"raw weights": learner.model, "averaged weights (EMA)": learner.ema.model}
     grids, total = {}, len(networks) * PREVIEW_STEPS
@@ -190,6 +181,15 @@ def draw_figures(run: Run, learner: DenoiserLearner, data: DenoiserData) -> None
             grids[name] = data.codec.decode(x0)
     title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
     figures.side_by_side(run.fig / "samples.png", grids, title)
+
+    # The curves, from the run's records; last, as Run wants it.
+    records = read_metrics(run.metrics, run.name)
+    panels = {
+        "squared error of eps_hat": ["loss", "valid_raw", "valid_ema"],
+        "gradient norm before clipping": ["gradient_norm"],
+    }
+    figures.bands(run.fig / "bands.png", records, scheduler.num_steps)
+    figures.curves(run.fig / LAST_FIGURE, records, panels)
 
 
 @torch.no_grad()

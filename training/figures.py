@@ -19,8 +19,11 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from common.files import write_atomic
+from data.damage import Unreadable
+from data.decoding import open_picture
 from data.pixels import to_display, to_pixels, to_uint8
 
+MADE_BY = "latent-diffusion"  # in every picture, so that no other is written over
 PIXELS = 1000  # least width of a grid: small pictures are enlarged for the eye
 
 
@@ -32,10 +35,10 @@ def save_grid(path: str | Path, x: torch.Tensor, columns: int | None = None) -> 
 def save_image(path: str | Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
     """A PIL image to .png or .jpg, by the ending of path; text: {key: value}, kept in a PNG."""
     if not str(path).lower().endswith(".png"):
-        write_atomic(path, lambda file: image.save(file, "JPEG", quality=92))
+        write_atomic(path, lambda file: image.save(file, "JPEG", quality=92, comment=MADE_BY))
         return
     info = PngInfo()
-    for key, value in (text or {}).items():
+    for key, value in {"Software": MADE_BY, **(text or {})}.items():
         info.add_text(key, value)
     write_atomic(path, lambda file: image.save(file, "PNG", pnginfo=info))
 
@@ -47,9 +50,22 @@ def save_animation(path: str | Path, frames: Sequence[torch.Tensor], columns: in
 
     def write(file: Path) -> None:
         first, *others = images
-        first.save(file, "GIF", append_images=others, duration=durations, loop=0, save_all=True)
+        first.save(
+            file, "GIF", append_images=others, duration=durations, loop=0, save_all=True,
+            comment=MADE_BY,
+        )  # fmt: skip
 
     write_atomic(path, write)
+
+
+def made_here(path: str | Path) -> bool:
+    """Whether a picture that is there was made by this file."""
+    try:
+        with open_picture(path) as image:
+            mark = image.info.get("Software") or image.info.get("comment")
+    except Unreadable:
+        return False
+    return mark in (MADE_BY, MADE_BY.encode())
 
 
 def _grid(x: torch.Tensor, columns: int, width: float) -> Image.Image:
@@ -88,7 +104,7 @@ def show_window(path: str | Path) -> None:
         fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
         if matplotlib.get_backend().lower() == "agg":
             return  # no toolkit: matplotlib can only write files
-        ax.imshow(np.asarray(Image.open(path)), cmap="gray")
+        ax.imshow(np.asarray(open_picture(path)), cmap="gray")
         ax.axis("off")
         plt.show()
     except Exception as error:  # a display that cannot be opened must not cost the pictures
@@ -285,4 +301,8 @@ def _shades(n: int) -> np.ndarray:
 
 
 def _save(fig: Figure, path: str | Path) -> None:
-    write_atomic(path, lambda file: fig.savefig(file, format="png", dpi=110, bbox_inches="tight"))
+    about = {"Software": MADE_BY}
+    write_atomic(
+        path,
+        lambda file: fig.savefig(file, format="png", dpi=110, bbox_inches="tight", metadata=about),
+    )

@@ -9,10 +9,12 @@ from torch import nn
 
 from common.choices import LR_SCHEDULES, OPTIMIZERS
 from common.errors import UserError
+from training.checkpoint import NOT_FINITE_ADVICE
 from training.muon import Muon
 from training.runtime import Runtime
 
 MAX_GRADIENT = 1.0  # norm from which a gradient is shortened to it
+MOST_SKIPPED = 20  # steps in a row; fp16 needs up to 16 to find its scale
 OUTER = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"}  # from or to images and latents
 
 
@@ -89,15 +91,20 @@ class Optimizer:
         if inner:
             self.optimizers["muon"] = Muon(inner, lr)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self.skipped = 0  # steps in a row, until now
 
-    def step(self, loss: torch.Tensor, rate: float) -> torch.Tensor:
-        """One update with the learning rate lr * rate; the gradient's norm before clipping."""
+    def step(self, loss: torch.Tensor, rate: float) -> torch.Tensor | None:
+        """One update with the learning rate lr * rate; the gradient's norm before clipping.
+
+        None, and no update, where loss or gradient are not finite. Raises UserError when that
+        happens MOST_SKIPPED times in a row.
+        """
         self.scaler.scale(loss).backward()
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT)
-        # In fp16 a gradient may be infinite; then clipping has made all of them useless.
-        if not self.scaler.is_enabled() or norm.isfinite():
+        finite = bool((norm + loss.detach()).isfinite())  # the device is waited for
+        if finite:
             for optimizer in self.optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr * rate
@@ -105,7 +112,13 @@ class Optimizer:
         self.scaler.update()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        return norm
+        self.skipped = 0 if finite else self.skipped + 1
+        if self.skipped == MOST_SKIPPED:
+            raise UserError(
+                f"loss or gradient were not finite in {MOST_SKIPPED} steps in a row; "
+                + NOT_FINITE_ADVICE
+            )
+        return norm if finite else None
 
     def state_bytes(self) -> int:
         """Size of what the optimizers keep: one number per element of a matrix, two of others."""

@@ -1,14 +1,14 @@
 """The progress bar, the metrics of a run, and the time that it will take."""
 
-import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from common.errors import UserError
-from training.checkpoint import NOT_FINITE_ADVICE
+from common.files import first_line
 from training.records import append_record, keep_until
 
 WARM_UP, ESTIMATE_AFTER = 5, 20  # steps after which the run is timed, and says how long it takes
@@ -25,9 +25,10 @@ class Progress:
         self.done, self._start, self._steps = start, start, steps
         self._totals: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._count = 0
+        self._count = self._skipped = 0
         self._began = self._last = time.monotonic()
-        keep_until(self.path, name, start)
+        with dispensable("metrics"):
+            keep_until(self.path, name, start)
         self._bar = tqdm(total=steps, initial=start, unit="step", smoothing=0.05, mininterval=1)
 
     def __enter__(self) -> "Progress":
@@ -37,7 +38,9 @@ class Progress:
         self._bar.close()
 
     def add(self, **values: torch.Tensor) -> None:
-        """Count one finished step and take in its tensors, of any shape, on any device."""
+        """Count one step and take in its tensors, of any shape, on any device; none: the step
+        was skipped."""
+        self._skipped += not values
         for key, value in values.items():
             value = value.detach()
             self._totals[key] = self._totals[key] + value if key in self._totals else value
@@ -59,13 +62,7 @@ class Progress:
         return means
 
     def report(self, means: dict, **others: float) -> None:
-        """Write a record of means and others, and show the losses beside the bar.
-
-        Raises UserError when a loss is no longer finite.
-        """
-        lost = [k for k, v in means.items() if k.startswith("loss") and not math.isfinite(v)]
-        if lost:
-            raise UserError(f"{lost[0]} is not finite at step {self.done}: {NOT_FINITE_ADVICE}")
+        """Write a record of means and others, and show the losses beside the bar."""
         now = time.monotonic()
         speed, self._count, self._last = self._count * self.batch / (now - self._last), 0, now
         record = {
@@ -75,9 +72,23 @@ class Progress:
             **others,
             "images_per_second": speed,
         }
-        append_record(self.path, record)
-        losses = {k: f"{v:.3g}" for k, v in record.items() if k.startswith(("loss", "valid_ema"))}
+        if self._skipped:
+            record["skipped_steps"], self._skipped = self._skipped, 0
+        with dispensable("metrics"):
+            append_record(self.path, record)
+        shown = "loss", "valid_ema", "skipped"
+        losses = {k: f"{v:.3g}" for k, v in record.items() if k.startswith(shown)}
         self._bar.set_postfix(**losses, images_s=f"{speed:.0f}", refresh=False)
+
+
+@contextmanager
+def dispensable(what: str) -> Iterator[None]:
+    """Around what a run can do without, such as its figures: an error there is told, and no more.
+    A full disk, a file that a viewer holds open, too little memory must not cost the training."""
+    try:
+        yield
+    except Exception as error:
+        tqdm.write(f"{what} not written: {type(error).__name__}: {first_line(error)}")
 
 
 def told(name: str, value: object) -> str:

@@ -10,21 +10,26 @@ from common.files import write_atomic
 
 
 def read_metrics(path: Path, name: str) -> list[dict]:
-    """The records of one run, in order; [] where there is no file."""
-    return [record for record in read_records(path) if record.get("run") == name]
+    """The records of one run, in order; [] where there is no file.
+
+    Lines that are no record of one are left out: it has a "step" and "run", and else numbers, or
+    lists of them (band_loss), of which some may be None.
+    """
+    return [r for r in read_records(path) if r.get("run") == name and _is_record(r)]
 
 
 def read_records(path: Path) -> list[dict]:
     """All readable records of a file of JSON lines, in order; [] where there is no file."""
-    path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [record for record in map(_parse, lines) if record]
+    return [record for record in map(_parse, _lines(Path(path))) if record]
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Add a line to a file of JSON lines. A number that is not finite (fp16: the gradient's norm in
     a step that is skipped) becomes null: JSON has no other word for it."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file; move it away")
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
@@ -38,22 +43,44 @@ def _finite(tree: Any) -> Any:
 
 
 def keep_until(path: Path, name: str, step: int) -> None:
-    """Drop a run's records after this step: an interrupted run goes on from its last state."""
-    path = Path(path)
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    """Drop a run's records after this step, and lines that are no records: an interrupted run goes
+    on from its last state."""
+    lines = _lines(Path(path))
+    records = map(_parse, lines)
     kept = [
-        line
-        for line in lines
-        if (record := _parse(line)) and (record.get("run") != name or record.get("step", 0) <= step)
-    ]
+        line for line, record in zip(lines, records, strict=True)
+        if record and not _is_later(record, name, step)
+    ]  # fmt: skip
     if len(kept) < len(lines):
-        write_atomic(path, lambda file: file.write_text("".join(kept), encoding="utf-8"))
+        write_atomic(path, lambda file: file.write_bytes(b"".join(kept)))
 
 
-def _parse(line: str) -> dict:
+def _is_later(record: dict, name: str, step: int) -> bool:
+    at = record.get("step")
+    return record.get("run") == name and isinstance(at, int) and at > step
+
+
+def _is_record(record: dict) -> bool:
+    """Whether it can be drawn."""
+    values = [v for k, v in record.items() if k != "run"]
+    numbers = [v for value in values for v in (value if isinstance(value, list) else [value])]
+    return isinstance(record.get("step"), int) and all(v is None or _is_number(v) for v in numbers)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _lines(path: Path) -> list[bytes]:
+    """With their ends; each ends with one, so that a torn one is not gone on with."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [line if line.endswith(b"\n") else line + b"\n" for line in lines]
+
+
+def _parse(line: bytes) -> dict:
+    """{} for what is no record: torn by a power failure, damaged, or of another kind."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return {}  # cut off by a power failure
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,12 +1,14 @@
-"""One training run: its length, when it reports and saves, its state, and how it is resumed."""
+"""One training run: its length, when it reports and saves, its state, and how it goes on."""
 
 import json
 import math
+import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +16,33 @@ from torch import nn
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import first_line, make_folder, remove_leftovers
+from common.files import make_folder, remove_leftovers, write_atomic
 from data.order import ShuffledOrder
 from training import checkpoint
 from training.optimizer import LrSchedule, Optimizer
-from training.progress import Progress, file_size, told
+from training.progress import Progress, dispensable, file_size, told
+from training.resuming import in_batches_of, lock_run
 from training.runtime import Runtime, random_state, set_random_state
+from training.series import Series
 
 STATE_EVERY = 600  # seconds between states, so that a power failure costs at most that much
 NUM_VALID = 256  # most validation images behind the figures of a run
+LAST_FIGURE = "losses.png"  # that which every loop draws last
+PROLONG = "to go on, pass a larger --epochs or --steps"
 
 
-def find_state(resume: str | None, name: str | None, task: str) -> dict | None:
-    """The state of the run to go on with; None for a new run, which `resume` None begins.
+@dataclass(frozen=True)
+class Saving:
+    """keep: how many of the newest checkpoints stay, beside the best one; None: all. every: steps
+    between checkpoints; None: at ends of epochs. deadline: by time.monotonic(), when to stop."""
 
-    resume: "newest", a run's name or a .state file. name: of the new run. task: what is trained;
-    its runs are in checkpoints/task. Raises UserError when there is no such run, or when a new one
-    would overwrite an old one's files.
-    """
-    folder = Path("checkpoints", task)
-
-    # A new run.
-    if resume is None:
-        taken = [*folder.glob(f"{name}_epoch*"), *folder.glob(f"{name}.state")]
-        if taken:
-            raise UserError(f"--name {name} is taken by {taken[0]}; choose another name")
-        return None
-
-    # One to go on with.
-    path = folder / f"{resume}.state"
-    if resume == "newest":
-        states = checkpoint.checkpoints_in(folder, ".state")
-        if not states:
-            raise UserError(f"--resume: no .state file in {folder}")
-        path = states[0]
-    elif not path.is_file():
-        path = Path(resume)
-    state = checkpoint.load_state(path)
-    if "ids" not in state:
-        raise UserError(f"{path} was written by an earlier version of the code; start a new run")
-    if state["folder"] != folder.as_posix():
-        raise UserError(f"{path} belongs to {state['folder']}/, not to {folder.as_posix()}/")
-    return state
+    keep: int | None = None
+    every: int | None = None
+    deadline: float | None = None
 
 
-def check_same_data(state: dict | None, data_id: str) -> None:
-    """Raise UserError when a resumed run was begun on other data."""
-    if state and state["ids"]["data"] != data_id:
-        raise UserError(
-            f"--resume: the images are not those that the run {state['settings']['name']} was "
-            "begun with; start a new run"
-        )
+class EnoughError(Exception):
+    """A stop was asked for while something was made that a run can do without."""
 
 
 def total_steps(
@@ -80,44 +58,45 @@ def total_steps(
 
 
 class Run:
-    """The schedule of a run over `order`, and its files in checkpoints/task and fig/task.
+    """The schedule of a run over `order`, and its files in checkpoints/task and fig/task/name.
 
     settings: what was asked for, and ids: what the data are; both go into the state, and `name`
-    into the names of files. state: find_state's. parts, in the methods: {name: something with
-    state_dict and load_state_dict}, all that the state must hold; "ema" are the averaged weights of
-    another of them. Raises UserError when the run is already finished, or its files cannot be
-    written.
+    into the names of files. state: find_state's. Raises UserError when the run has done more steps
+    already, another process is at it, or its files cannot be written.
     """
 
     def __init__(
         self, task: str, name: str, steps: int, lr_schedule: str, order: ShuffledOrder,
         runtime: Runtime, settings: dict, ids: dict[str, str], state: dict | None = None,
+        saving: Saving | None = None,
     ) -> None:  # fmt: skip
         self.name, self.steps, self.order, self.runtime = name, steps, order, runtime
         self.settings, self.ids = {**settings, "steps": steps}, ids
+        self.saving = saving or Saving()
 
         # Its folders, made at once: not to lose hours of training for them.
-        self.folder, self.fig = Path("checkpoints", task), Path("fig", task)
+        self.folder, self.fig = Path("checkpoints", task), Path("fig", task, name)
         make_folder(self.folder)
         make_folder(self.fig)
+        self._lock = lock_run(self.folder, name, state)
         remove_leftovers(self.folder)
         self.metrics = self.fig / "metrics.jsonl"
+        self.state_path = self.folder / f"{name}.state"
 
         # Where it begins. A rate that has fallen rises again only from the state before its fall.
         # skipped: batches of which no image was readable.
         self._before_fall = self.folder / f"{name}.state-before-fall"
+        state = in_batches_of(state, order) if state else None
         fallen = state is not None and state["step"] > state["fall_start"]
         if state and fallen and lr_schedule == "trapezoid" and steps > state["settings"]["steps"]:
-            state, fallen = checkpoint.load_state(self._before_fall), False
+            state = in_batches_of(checkpoint.load_state(self._before_fall), order)
+            fallen = False
             print(f"going on from step {state['step']}, before the learning rate fell")
         self._state = state
         self.start = state["step"] if state else 0
         self.skipped = state["skipped"] if state else 0
-        if self.start >= self.steps:
-            raise UserError(
-                f"the run {self.name} has done its {self.start} steps; "
-                "to go on, pass a larger --epochs or --steps"
-            )
+        if self.start > self.steps:
+            raise UserError(f"the run {self.name} has done {self.start} steps; {PROLONG}")
 
         # Its schedules. phases: steps of which an autoencoder's phases are fractions.
         begun_as = state["begun_as"] if state else steps
@@ -126,35 +105,25 @@ class Run:
         self.schedule = LrSchedule(lr_schedule, steps, begun_as, fall_start)
         self.phases = min(begun_as, steps)
         self.every = max(1, min(100, self.steps // 200))
-        self._saved_at, self._stop = time.monotonic(), False
 
-    def announce(self, parts: dict[str, Any], **about: str) -> None:
-        """Say what is going to happen, a line each."""
-        # What it will take on the disk.
-        epochs = self.steps / self.order.steps_per_epoch
-        weights = {k: 4 * sum(w.numel() for w in p.parameters()) for k, p in parts.items()
-                   if isinstance(p, nn.Module)}  # fmt: skip
-        each = sum(weights.values()) - weights["ema"]  # a checkpoint's, of each network
-        state = sum(weights.values())
-        state += sum(p.state_bytes() for p in parts.values() if isinstance(p, Optimizer))
-        state *= 2 if self.schedule.name == "trapezoid" else 1  # the one before the fall
-        saves = math.ceil(self.steps / self._save_period)
+        # What take() will be given; when it was last saved; by which signal it was asked to stop.
+        self.parts: dict[str, Any] = {}
+        self.series = Series(name, {}, {})
+        # The newest, by which the best checkpoint is known.
+        self.valid_loss: float | None = state["valid_loss"] if state else None
+        self._saved_at, self._stop = time.monotonic(), 0
+        self._dispensing = False
 
-        about |= {
-            "machine": str(self.runtime),
-            "training": f"steps {self.start + 1} to {self.steps} of {self.order.batch} images "
-            f"({epochs:.3g} epochs)",
-            "files": f"{self.folder / self.name}_epoch*.safetensors, figures in {self.fig}/",
-            "disk": f"about {file_size(saves * each + state)}, of which the state that --resume "
-            f"needs is {file_size(state)}",
-        }
-        print("\n".join(told(*item) for item in about.items()), flush=True)
+    def take(self, parts: dict[str, Any], networks: dict[str, nn.Module], facts: dict) -> None:
+        """Save these from now on; in a resumed run, bring them to where it was, and random numbers.
 
-    def restore(self, parts: dict[str, Any]) -> None:
-        """Bring parts and random numbers to where the run was; nothing for a new run.
-
+        parts: {name: something with state_dict and load_state_dict}, all that the state must hold;
+        "ema" are the averaged weights of another of them. networks, facts: as Series has them.
         Raises UserError when this version of the code builds other networks than the run's.
         """
+        numbered = self.saving.every is not None
+        self.series = Series(self.name, networks, facts, numbered, self.saving.keep)
+        self.parts = parts
         if self._state:
             saved, wanted = self._state["configs"], _configs(parts)
             if {name: saved.get(name) for name in wanted} != wanted:
@@ -162,31 +131,64 @@ class Run:
                     f"the run {self.name} was begun with other networks, by another version of "
                     "the code; start a new run, or use that version"
                 )
-            for name, part in parts.items():
-                part.load_state_dict(self._state[name])
-            set_random_state(self._state["random"], self.runtime.device)
+            try:
+                for name, part in parts.items():
+                    part.load_state_dict(self._state[name])
+                set_random_state(self._state["random"], self.runtime.device)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+                what = f"{self.state_path} does not fit the networks and optimizers of its run"
+                raise UserError(f"{what}; start a new run") from None
             self._state = None  # its tensors are no longer needed
-            self._keep_before_fall(parts, self.start)
+            self._keep_before_fall(self.start)
+
+    def announce(self, **about: str) -> None:
+        """Say what is going to happen, a line each."""
+        # What it will take on the disk.
+        epochs = self.steps / self.order.steps_per_epoch
+        weights = {k: 4 * sum(w.numel() for w in p.parameters()) for k, p in self.parts.items()
+                   if isinstance(p, nn.Module)}  # fmt: skip
+        each = sum(weights.values()) - weights["ema"]  # a checkpoint's, of each network
+        state = sum(weights.values())
+        state += sum(p.state_bytes() for p in self.parts.values() if isinstance(p, Optimizer))
+        state *= 2 if self.schedule.name == "trapezoid" else 1  # the one before the fall
+        saves = math.ceil(self.steps / self._save_period)
+        saves = min(saves, (self.saving.keep or saves) + 1)
+
+        training = f"steps {self.start + 1} to {self.steps} of {self.order.batch} images"
+        done = f"the {self.steps} steps are done; {PROLONG}"
+        about |= {
+            "machine": str(self.runtime),
+            "training": done if self.start == self.steps else f"{training} ({epochs:.3g} epochs)",
+            "files": f"{self.folder / self.name}_epoch*.safetensors, figures in {self.fig}/",
+            "disk": f"about {file_size(saves * each + state)}, of which the state that --resume "
+            f"needs is {file_size(state)}",
+        }
+        print("\n".join(told(*item) for item in about.items()), flush=True)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """The Progress of the run. Ctrl-C only asks for a stop, which end_step makes."""
+        """The Progress of the run. A signal only asks for a stop, which end_step makes."""
         handlers: dict[int, Any] = {}
-        for name in ("SIGINT", "SIGTERM"):
-            number = getattr(signal, name)
-            handlers[number] = signal.signal(number, self._ask_to_stop)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
+            if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                handlers[number] = signal.signal(number, self._ask_to_stop)
         try:
             with Progress(self.metrics, self.name, self.start, self.steps, self.order.batch) as bar:
                 yield bar
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            self._lock.release()
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
-        if self._stop:  # asked twice: at once, without saving
+        if not self._stop:
+            self._stop = number
+            tqdm.write("stopping after this step; Ctrl-C once more stops at once, without saving")
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._stop = True
-        tqdm.write("stopping after this step; once more to stop at once, without saving")
+        if self._dispensing:
+            raise EnoughError("a stop was asked for")
 
     def find_in_order(self, step: int, index: int) -> None:
         """Count the batches left out before this step's, which holds the image of that index."""
@@ -199,89 +201,112 @@ class Run:
 
     def report_due(self, done: int) -> bool:
         """About 200 times in a run, more often in a very long one, and at its end."""
-        return done % self.every == 0 or done == self.steps
+        return done % self.every == 0 or self._judged(done)
 
     def validate_due(self, done: int) -> bool:
-        """About 40 times in a run, seldom in a short one, always with a report."""
-        return self._due(done, max(100, self.steps // 40))
+        """About 40 times in a run, seldom in a short one, always with a report; and where a
+        checkpoint has to be compared with others."""
+        return self._due(done, max(100, self.steps // 40)) or self._judged(done)
 
     def figures_due(self, done: int) -> bool:
         """About 10 times in a run, seldom in a short one, always with a report."""
         return self._due(done, max(200, self.steps // 10))
 
     def save_due(self, done: int) -> bool:
-        """At the ends of epochs, at most 10 times in a run, and at its end."""
+        """At the ends of epochs, at most 10 times in a run, or as was asked; and at its end."""
         return done % self._save_period == 0 or done == self.steps
 
     @property
     def _save_period(self) -> int:
         epochs = math.ceil(math.ceil(self.steps / self.order.steps_per_epoch) / 10)
-        return epochs * self.order.steps_per_epoch
+        return self.saving.every or epochs * self.order.steps_per_epoch
 
-    def save(self, done: int, model: nn.Module, facts: dict, task: str | None = None) -> None:
-        """The checkpoint of a model after this many steps, with the facts that its user needs; in
-        checkpoints/task, where that is not the run's."""
-        name = f"{self.name}_epoch{self.epoch(done):04d}"
-        path = (Path("checkpoints", task) if task else self.folder) / f"{name}.safetensors"
-        # A prolonged run may have been here before: what was made of that must stay.
-        free = [path, path.with_name(f"{name}_step{done}.safetensors")]
-        free += [path.with_name(f"{name}_step{done}_{n}.safetensors") for n in range(2, 100)]
-        path = next(other for other in free if not other.exists())
-        now = {"run": self.name, "step": done, "epoch": self.epoch(done)}
-        checkpoint.save_model(path, model, {**facts, **now})
+    def _judged(self, done: int) -> bool:
+        return done == self.steps or (self.saving.keep is not None and self.save_due(done))
 
-    def end_step(self, parts: dict[str, Any], done: int) -> None:
-        """The end of a step: save the state with each checkpoint, every STATE_EVERY seconds, and
-        when the run was asked to stop; then raise KeyboardInterrupt."""
-        self._keep_before_fall(parts, done)
-        late = time.monotonic() - self._saved_at > STATE_EVERY
-        if self.save_due(done) or late or self._stop:
-            self.save_state(parts, done)
-        if self._stop and done < self.steps:
-            tqdm.write(f"interrupted after step {done}; --resume goes on from there")
+    def _due(self, done: int, period: int) -> bool:
+        return done % (self.every * max(1, period // self.every)) == 0 or done == self.steps
+
+    def end_step(self, done: int, draw: Callable[[], None]) -> None:
+        """The end of a step: state, checkpoints and figures, each when it is due. draw: makes the
+        figures. Where a stop was asked for, KeyboardInterrupt or SystemExit is raised.
+
+        The state comes first, with each checkpoint and every STATE_EVERY seconds: what a kill
+        leaves undone after it, catch_up does when the run is resumed.
+        """
+        self._keep_before_fall(done)
+        if self.save_due(done) or time.monotonic() - self._saved_at > STATE_EVERY:
+            self.save_state(done)
+        if self.save_due(done):
+            path, *_ = self.series.save(done, self.epoch(done), self.valid_loss)
+            if done == self.steps:
+                tqdm.write(told("checkpoint", path))
+        if self.figures_due(done) and not self._stop:
+            self._draw(draw)
+        late = self.saving.deadline is not None and time.monotonic() > self.saving.deadline
+        if self._stop or (late and done < self.steps):
+            self._end(done)
+
+    def catch_up(self, draw: Callable[[], None]) -> None:
+        """Before a resumed run goes on: what was due after its last state and is not there."""
+        if self.start and self.save_due(self.start):
+            self.series.save(self.start, self.epoch(self.start), self.valid_loss)
+        drawn, saved = self.fig / LAST_FIGURE, self.state_path
+        is_new = drawn.is_file() and drawn.stat().st_mtime_ns >= saved.stat().st_mtime_ns
+        if self.start and self.figures_due(self.start) and not is_new:
+            self._draw(draw)
+
+    def _draw(self, draw: Callable[[], None]) -> None:
+        """Figures in the run's folder and, as the newest, in the one above; a stop ends them."""
+        with suppress(EnoughError), dispensable("figures"):
+            self._dispensing = True
+            draw()
+            for path in self.fig.glob("*.png"):
+                write_atomic(self.fig.parent / path.name, partial(shutil.copyfile, path))
+        self._dispensing = False
+
+    def _end(self, done: int) -> None:
+        """Save what there is, and stop."""
+        self.save_state(done)
+        if not self.save_due(done):
+            self.series.save_stopped(done, self.epoch(done))
+        tqdm.write(f"stopped after step {done}; --resume goes on from there")
+        if self._stop == signal.SIGINT:
             raise KeyboardInterrupt
+        raise SystemExit(128 + self._stop if self._stop else 0)
 
-    def _keep_before_fall(self, parts: dict[str, Any], done: int) -> None:
+    def _keep_before_fall(self, done: int) -> None:
         """The state from which a prolonged run goes on, where the learning rate falls from here."""
         if self.schedule.name == "trapezoid" and done == self.schedule.fall_start < self.steps:
-            self.save_state(parts, done, self._before_fall)
+            self.save_state(done, self._before_fall)
 
-    def save_state(self, parts: dict[str, Any], done: int, path: Path | None = None) -> None:
-        """NAME.state, or path: all that a resumed run needs to give the same numbers."""
-        tree = {name: part.state_dict() for name, part in parts.items()}
+    def save_state(self, done: int, path: Path | None = None) -> None:
+        """NAME.state, or path: all that a resumed run needs to give the same numbers, and --show
+        to show it."""
+        tree = {name: part.state_dict() for name, part in self.parts.items()}
         tree |= {
             "folder": self.folder.as_posix(),
             "step": done,
             "skipped": self.skipped,
             "begun_as": self.schedule.begun_as,
             "fall_start": self.schedule.fall_start,
+            "valid_loss": self.valid_loss,
             "settings": self.settings,
             "ids": self.ids,
-            "configs": _configs(parts),
+            "configs": _configs(self.parts),
+            "facts": {**self.series.facts, "run": self.name, "step": done},
             "random": random_state(self.runtime.device),
         }
-        checkpoint.save_state(path or self.folder / f"{self.name}.state", tree)
+        checkpoint.save_state(path or self.state_path, tree)
         self._saved_at = time.monotonic()
-
-    def _due(self, done: int, period: int) -> bool:
-        return done % (self.every * max(1, period // self.every)) == 0 or done == self.steps
 
 
 def _configs(parts: dict[str, Any]) -> dict[str, Any]:
-    """{name: the config of each network among parts}, as JSON keeps it."""
-    return {k: json.loads(json.dumps(asdict(p.config))) for k, p in parts.items()
-            if hasattr(p, "config")}  # fmt: skip
+    """{name: the kind and config of each network among parts}, as JSON keeps them."""
+    return {k: json.loads(json.dumps({"kind": type(p).__name__, **asdict(p.config)}))
+            for k, p in parts.items() if hasattr(p, "config")}  # fmt: skip
 
 
 def parameters(model: nn.Module) -> str:
     """Their number, as in "6.1 M parameters"."""
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
-
-
-@contextmanager
-def tolerating_os_errors() -> Iterator[None]:
-    """Around what a run can do without: an OSError (a full disk, a locked file) is only told."""
-    try:
-        yield
-    except OSError as error:
-        tqdm.write(f"figures not written: {first_line(error)}")

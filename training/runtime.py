@@ -1,7 +1,6 @@
 """The machine: which device, which precision, whether compiling pays, and random numbers."""
 
 import ctypes
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 
 from common.errors import UserError
 from common.files import first_line
+from common.machine import cores
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +40,7 @@ class Runtime:
         self.fused = True if self.device.type in ("cpu", "cuda") else None
         if workers is None:
             # A CPU that trains has no core to spare; a GPU wants its images decoded beside it.
-            workers = 0 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
+            workers = 0 if self.device.type == "cpu" else min(8, cores())
         self.workers = workers
         self.compile = False
         torch.backends.cudnn.benchmark = True

@@ -1,0 +1,108 @@
+"""Which run is begun or gone on with, and that no other process is at it."""
+
+from pathlib import Path
+
+from common.errors import UserError
+from common.locks import Lock
+from data.order import ShuffledOrder
+from training import checkpoint
+
+
+def find_state(resume: str | None, name: str | None, task: str) -> dict | None:
+    """The state of the run to go on with; None for a new run, which `resume` None begins.
+
+    resume: "newest", a run's name or a .state file. name: of the new run. task: what is trained;
+    its runs are in checkpoints/task. Raises UserError when there is no such run, or when a new one
+    would overwrite an old one's files.
+    """
+    folder = Path("checkpoints", task)
+    if resume is None:
+        check_free(folder, str(name))
+        return None
+
+    # One to go on with.
+    states = checkpoint.checkpoints_in(folder, ".state")
+    path = folder / f"{resume}.state"
+    if resume == "newest":
+        if not states:
+            raise UserError(f"--resume: no .state file in {folder}")
+        path = states[0]
+    elif not path.is_file() and Path(resume).is_file():
+        path = Path(resume)
+    elif not path.is_file():
+        there = ", ".join(state.stem for state in states[:5])
+        raise UserError(
+            f"--resume: no run {resume} in {folder}" + f"; there are {there}" * bool(there)
+        )
+    read_at = path.stat().st_mtime_ns
+    state = checkpoint.load_state(path)
+    _check_state(path, state, folder)
+    return {**state, "read": (path, read_at)}
+
+
+def check_free(folder: Path, name: str) -> None:
+    """Raise UserError where a run of this name has files."""
+    taken = [*folder.glob(f"{name}_epoch*"), *folder.glob(f"{name}.state")]
+    if taken:
+        raise UserError(f"--name {name} is taken by {taken[0]}; choose another name")
+
+
+def lock_run(folder: Path, name: str, state: dict | None) -> Lock:
+    """Make a run this process's alone, in the folder of its checkpoints.
+
+    Raises UserError where another process is at it, or was since its state was read.
+    """
+    lock = Lock(folder / f"{name}.lock", f"another process is training the run {name}")
+    try:
+        if state is None:
+            check_free(folder, name)
+        elif "read" in state and state["read"][0].stat().st_mtime_ns != state["read"][1]:
+            raise UserError(f"another process has gone on with the run {name}; --resume it again")
+    except UserError:
+        lock.release()
+        raise
+    return lock
+
+
+def _check_state(path: Path, state: dict, folder: Path) -> None:
+    """Raise UserError where a state has not what Run takes from it; networks and optimizers are
+    checked when they take their tensors, settings by the flags they belong to."""
+    wanted = {
+        "folder": str, "step": int, "skipped": int, "begun_as": int, "fall_start": int,
+        "settings": dict, "ids": dict, "configs": dict, "random": dict,
+    }  # fmt: skip
+    wrong = [k for k, kind in wanted.items() if type(state.get(k)) is not kind]
+    if not isinstance(state.setdefault("valid_loss", None), float | None):
+        wrong.append("valid_loss")
+    if not wrong and type(state["settings"].get("steps")) is not int:
+        wrong = ["settings"]
+    counts = [state[k] for k, kind in wanted.items() if kind is int and k not in wrong]
+    if wrong or min(counts) < 0 or max(counts) > 10**12:
+        what = f"its {wrong[0]} is missing or wrong" if wrong else "a number in it is impossible"
+        raise UserError(
+            f"{path} was not written by this version of the code ({what}); start a new run"
+        )
+    if state["folder"] != folder.as_posix():
+        belongs = f"belongs to {state['folder'][:100]}/, not to {folder.as_posix()}/"
+        raise UserError(f"{path} {belongs}")
+    if state["settings"].get("name") != path.stem:
+        raise UserError(f"{path} is of a run of another name; give the file its name back")
+
+
+def check_same_data(state: dict | None, data_id: str) -> None:
+    """Raise UserError when a resumed run was begun on other data."""
+    if state and state["ids"].get("data") != data_id:
+        raise UserError(
+            f"--resume: the images are not those that the run {state['settings']['name']} was "
+            "begun with; start a new run"
+        )
+
+
+def in_batches_of(state: dict, order: ShuffledOrder) -> dict:
+    """A state in steps of that order's batch: as many images were seen, and as many will be."""
+    was = min(state["settings"].get("batch", order.batch), order.n)
+    if order.batch == was:
+        return state
+    counts = "step", "skipped", "begun_as", "fall_start"
+    settings = {**state["settings"], "steps": state["settings"]["steps"] * was // order.batch}
+    return {**state, **{k: state[k] * was // order.batch for k in counts}, "settings": settings}
