@@ -357,6 +357,18 @@ def test_reading_draws_no_more_random_numbers_than_it_did(tmp_path):
     assert torch.equal(torch.get_rng_state(), after)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("step", -1), ("step", True), ("skipped", 1.5), ("fall_start", "x"), ("begun_as", None),
+     ("folder", 3), ("settings", []), ("settings", {}), ("ids", {"data": 7}), ("configs", 0)],
+)  # fmt: skip
+def test_fields_of_a_state_are_checked(tmp_path, name, value):
+    path = tmp_path / "run.state"
+    save_state(path, {**RUN, name: value})
+    with pytest.raises(DamagedError, match=rf"run.state is damaged \(its {name} is "):
+        load_state(path)
+
+
 def test_needed_facts_are_asked_for(tmp_path):
     path = tmp_path / "m.safetensors"
     save_model(path, small_autoencoder(), {"data": "x", "size": [0, 1]})
