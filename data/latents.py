@@ -311,10 +311,11 @@ class LatentDataset:
         assert self._shape, "nothing is in this split"
         out = torch.empty(len(indices), *self._shape, dtype=torch.float16)
         rows, size = as_bytes(out), out[:1].nbytes
+        starts, file_of = self._starts, self._file
         for row, index in enumerate(torch.as_tensor(indices).tolist()):
-            shard = bisect_right(self._starts, index) - 1
-            at = size * (index - self._starts[shard])
-            self._file(shard).read_into(rows[row * size : (row + 1) * size], at)
+            shard = bisect_right(starts, index) - 1
+            at = size * (index - starts[shard])
+            file_of(shard).read_into(rows[row * size : (row + 1) * size], at)
         return out
 
     def _file(self, i: int) -> TensorFile:

@@ -145,12 +145,15 @@ class TensorFile:
 
     def read_into(self, view: memoryview, begin: int) -> None:
         """Fill view with the bytes from `begin` on, counted from the end of the header."""
-        with reading(self.path):
+        try:
             self._file.seek(self._data + begin)
             while view:
                 if not (count := self._file.readinto(view)):
                     raise DamagedError(self.path, "it has become shorter")
                 view = view[count:]
+        except OSError as error:  # not around all: it takes as long as reading a latent
+            with reading(self.path):
+                raise error
 
 
 def _entry(name: str, about: Any) -> Entry:
