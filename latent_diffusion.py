@@ -22,7 +22,7 @@ from common.choices import NUM_STEPS
 from common.errors import UserError
 from data.images import ImageDataset, open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
-from data.order import ShuffledOrder
+from data.order import ShuffledOrder, fixed_sample
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.image_sets import autoencoder_spaces, dataset_images, imagenet_spaces
 from generation.output import make_pictures
@@ -63,7 +63,7 @@ def train(args: Arguments) -> None:
     autoencoder = runtime.place(autoencoder)
     height, width = settings["size"]
     check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
-    images = training_images(settings)
+    images = training_images(settings, grey=autoencoder.config.image_channels == 1)
     check_channels(args.encoder, autoencoder, images["train"])
     ids = {"autoencoder": autoencoder_id}
     ids["data"] = cache_id(autoencoder_id, images, args.mirror)
@@ -113,9 +113,9 @@ def data_settings(args: Arguments, trained_on: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def training_images(settings: dict[str, Any]) -> dict[str, ImageDataset]:
+def training_images(settings: dict[str, Any], grey: bool) -> dict[str, ImageDataset]:
     """The data sets of images whose latents are learnt, and which are looked at meanwhile."""
-    splits = open_images(settings["data"], settings["data_root"], settings["size"])
+    splits = open_images(settings["data"], settings["data_root"], settings["size"], grey)
     return {split: splits[split] for split in ("train", "valid")}
 
 
@@ -148,7 +148,7 @@ def denoiser_data(
 ) -> denoiser.DenoiserData:
     """What the loop needs of the latents; the validation ones are drawn once."""
     held_out = latents["valid"] if len(latents["valid"]) else latents["train"]
-    valid = torch.arange(min(NUM_VALID, len(held_out)))
+    valid = fixed_sample(len(held_out), NUM_VALID)
     generator = torch.Generator().manual_seed(0)
     return denoiser.DenoiserData(
         draw=lambda indices: runtime.send(latents["train"].draw(indices, runtime.device)),
@@ -176,9 +176,10 @@ def evaluate(args: Arguments) -> None:
     # What they are compared with: the test images, or the validation images where there are none.
     data = args.data or facts.get("data", trained_on["data"])
     root = args.data_root_of({**trained_on, **facts})
-    splits = open_images(data, root, tuple(facts["size"]))
     codec = pipeline.codec
     assert isinstance(codec, LatentCodec)
+    grey = codec.autoencoder.config.image_channels == 1
+    splits = open_images(data, root, tuple(facts["size"]), grey)
     check_channels(args.evaluate, codec.autoencoder, splits["train"])
     split, name = ("test", "test") if "test" in splits else ("valid", "validation")
     workers = pipeline.runtime.workers

@@ -50,7 +50,7 @@ def train(args: Arguments) -> None:
     size = args.size or default_size(args.data, runtime.on_gpu)
     height, width = size
     check_divides(height, width, IMAGE_MULTIPLE)
-    images = open_images(args.data, args.data_root, size)
+    images = open_images(args.data, args.data_root, size, args.grey)
     data_id = images["train"].stamp()
     check_same_data(state, data_id)
 
@@ -101,7 +101,8 @@ def evaluate(args: Arguments) -> None:
     model = runtime.place(model)
     data = args.typed("data", facts["data"])
     root = args.data_root_of(facts)
-    images = open_images(data, root, tuple(facts["size"]))["valid"]
+    grey = model.config.image_channels == 1
+    images = open_images(data, root, tuple(facts["size"]), grey)["valid"]
     check_channels(args.evaluate, model, images)
 
     # Measure, tell, draw.

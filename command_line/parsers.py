@@ -61,9 +61,12 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
     )
     mode = parser.group("what to do", ALL, Resuming.FORGOTTEN)
     mode.add("--evaluate", text, metavar="CKPT")
+    images = images_flags(parser)
+    images.modes, images.resuming = frozenset({TRAIN}), Resuming.FIXED
+    text = "read all images as grey, also those with colours"
+    images.add("--grey", text, action="store_true")
     text = "no random mirror images: for data where left is not right"
-    images_flags(parser).add("--no-flip", text, action="store_true", modes=frozenset({TRAIN}),
-                        resuming=Resuming.FIXED)  # fmt: skip
+    images.add("--no-flip", text, action="store_true")
 
     # How it is trained.
     training_flags(parser, ENCODER, frozenset({TRAIN}))

@@ -5,6 +5,7 @@ from pathlib import Path
 from common.errors import UserError
 from data import download
 from data.image_files import ImageFiles
+from data.opening import is_there
 
 # Files are named by numbers from 1 on, and the splits follow one another.
 FIRST_VALID, FIRST_TEST = 162_771, 182_638  # first image of these splits
@@ -33,8 +34,8 @@ def find_celeba(root: str | Path) -> tuple[ImageFiles, dict[str, list[str]]]:
     # The first place that holds numbered pictures is it; a download is tried once.
     for attempt in range(2):
         for place in places:
-            files = ImageFiles(place) if place.exists() else None
-            numbered = [n for n in files.stamps if Path(n).stem.isdigit()] if files else []
+            files = ImageFiles(place) if is_there(place) else None
+            numbered = [n for n in files.stamps if _number(n) is not None] if files else []
             if files and numbered:
                 return files, _official_splits(numbered, place)
         if attempt == 0:
@@ -42,11 +43,17 @@ def find_celeba(root: str | Path) -> tuple[ImageFiles, dict[str, list[str]]]:
     raise UserError(f"no CelebA in {root}: " + HELP.format(root=root))
 
 
+def _number(name: str) -> int | None:
+    """By which a file is named, if it is."""
+    stem = Path(name).stem
+    return int(stem) if stem.isdecimal() and len(stem) < 10 else None
+
+
 def _official_splits(numbered: list[str], place: Path) -> dict[str, list[str]]:
     """The splits of the files named by numbers that place holds."""
     splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     for name in numbered:
-        number = int(Path(name).stem)
+        number = _number(name) or 0
         split = "valid" if number < FIRST_TEST else "test"
         splits["train" if number < FIRST_VALID else split].append(name)
     if not splits["train"]:

@@ -1,9 +1,7 @@
-"""Picture files that cannot be read: what they raise, why in few words, how many are too many."""
+"""Picture files that cannot be read: why in few words, and how many are too many."""
 
-import struct
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from PIL import Image
 from tqdm import tqdm
@@ -11,18 +9,23 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import first_line
 
-# What PIL and zipfile raise for files that are damaged, no images, or dangerously large.
-DAMAGED = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
-    zipfile.BadZipFile, RuntimeError, Image.DecompressionBombError,
-)  # fmt: skip
+
+class Unreadable(ValueError):
+    """A picture that is damaged, none, too large, or may not be read; says why in a few words."""
 
 
-def reason(error: BaseException) -> str:
-    """Why a file cannot be read, in a few words."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image, or damaged"
-    return getattr(error, "strerror", None) or first_line(error)
+@contextmanager
+def named_damage() -> Iterator[None]:
+    """Whatever is raised within becomes an Unreadable: for calls of decoders, which raise anything
+    on bytes that they did not expect."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except Exception as error:
+        if isinstance(error, Image.UnidentifiedImageError):
+            raise Unreadable("not an image, or damaged") from error
+        raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from error
 
 
 class BadFiles:
@@ -40,7 +43,7 @@ class BadFiles:
             self.names.add(name)
             tqdm.write(f"skipped, cannot be read: {name} ({reasons[name]})")
         bad = len(self.names)
-        if bad > max(10, self.total / 100) or bad == self.total:
+        if bad > max(10, self.total / 100) or 0 < bad == self.total:
             raise UserError(
                 f"{bad} of {self.total} images cannot be read (named above); "
                 "repair or remove them and start again"

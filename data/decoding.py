@@ -1,24 +1,124 @@
 """One picture of any mode and size as a uint8 tensor of the size that is asked for."""
 
+import functools
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin
+
+from data.damage import Unreadable, named_damage
 
 PREPARED = 1  # to be raised when fit() comes to make other pixels of the same file
 CROP_ONLY = 1.1  # an image at most this much larger than needed is cropped, not resized
+FORMATS = "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"  # others can start programs
+WHITES = {"I": 65535.0, "F": 1.0}  # the value of white, by a mode's first letter
+TOLERANCE = 0.01  # of values beyond black or white, as resampling makes them
+LONGEST_EXIF = 2**16  # bytes; a JPEG holds no longer one
+
+# Bytes at the most that decoding one picture may take, and that it does take per pixel of a mode,
+# with all copies that are made at full size (measured; the rest: as for transparency).
+MOST_MEMORY = 850e6
+PER_PIXEL = {"1": 4, "L": 4, "P": 9, "RGB": 9, "I;16": 10}
+PER_PIXEL_OTHERS = 18
+CANVAS = {"WEBP": 16, "AVIF": 16}  # what these decoders hold beside it
 
 
-def fit(image: Image.Image, size: tuple[int, int], channels: int) -> torch.Tensor:
+class _PngStream(PngImagePlugin.PngStream):
+    """What a PNG holds beside its pixels does not decide whether it can be read."""
+
+    def call(self, cid: bytes, pos: int, length: int) -> bytes:
+        assert self.fp is not None
+        start = self.fp.tell()
+        try:
+            return super().call(cid, pos, length)
+        except (EOFError, AttributeError):  # by which Pillow tells itself what comes next
+            raise
+        except Exception:
+            if not _is_beside(cid):
+                raise
+            self.fp.seek(start)
+            return ImageFile._safe_read(self.fp, length)
+
+    def crc(self, cid: bytes, data: bytes) -> None:
+        (self.crc_skip if _is_beside(cid) else super().crc)(cid, data)
+
+
+def _is_beside(cid: bytes) -> bool:
+    """Whether a chunk has nothing to do with the pixels; tRNS has."""
+    return cid[:1].islower() and cid != b"tRNS"
+
+
+# Pillow has no switches for these. Sizes are checked below, before anything is decoded.
+PngImagePlugin.PngStream = _PngStream  # type: ignore[misc]
+Image.MAX_IMAGE_PIXELS = None
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow knows."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def open_picture(file: str | Path | BinaryIO) -> Image.Image:
+    """A PIL image whose pixels are not yet decoded. Raises Unreadable."""
+    with named_damage():
+        return Image.open(file, formats=_formats())
+
+
+def prepare(image: Image.Image, size: tuple[int, int]) -> None:
+    """To be called before an image is decoded for fit(): a JPEG is then read at a fraction that is
+    enough for size (H, W). Raises Unreadable where decoding would take more than MOST_MEMORY."""
+    with named_damage():
+        # Both sides may be the long one once it is upright.
+        full = image.size
+        image.draft(None, (2 * max(size), 2 * max(size)))
+        pixels = image.width * image.height
+        if image.format == "TIFF":  # whose tiles may be larger than it
+            tags = image.tag_v2  # type: ignore[attr-defined]
+            pixels = max(pixels, int(tags.get(322, 0)) * int(tags.get(323, 0)))
+        needed = pixels * PER_PIXEL.get(image.mode, PER_PIXEL_OTHERS)
+        needed += pixels * CANVAS.get(image.format or "", 0)
+        if image.format in ("JPEG", "MPO") and not _in_one_scan(image):
+            needed += full[0] * full[1] * 2 * len(image.getbands())  # all coefficients
+        if needed > MOST_MEMORY or full[0] * full[1] > 2**30:
+            raise Unreadable(f"{full[0]} x {full[1]} pixels are too many to decode")
+
+
+def _in_one_scan(image: Image.Image) -> bool:
+    """Whether a JPEG can be decoded row by row: its first scan, after whose header Pillow stops,
+    has all bands."""
+    if image.format != "JPEG":
+        return False
+    bands, file = len(image.getbands()), image.fp  # type: ignore[attr-defined]
+    file.seek(-(2 * bands + 8), io.SEEK_CUR)
+    header = file.read(2 * bands + 8)
+    whole = b"\xff\xda" + (2 * bands + 6).to_bytes(2, "big") + bytes([bands])
+    return header.startswith(whole) and not image.info.get("progressive")
+
+
+def fit(
+    image: Image.Image,
+    size: tuple[int, int],
+    channels: int,
+    whites: Mapping[str, float] = WHITES,
+) -> torch.Tensor:
     """A PIL image of any mode and size -> uint8 tensor (channels, H, W), size = (H, W).
 
-    channels: 1 or 3. Turned as its EXIF says, resized to cover (unless at most CROP_ONLY too
-    large), then centre-cropped; transparency over white; 16 bits scaled to 8. Raises one of DAMAGED
-    (data/damage.py) where the file is damaged.
+    channels: 1 or 3. whites: like WHITES, for values of 16 bits and floats. Turned as its EXIF
+    says, resized to cover (unless at most CROP_ONLY too large), then centre-cropped; transparency
+    over white; colours as sRGB. Raises Unreadable.
     """
-    # Huge JPEGs are decoded at a fraction; both sides may be the long one once it is upright.
     height, width = size
-    image.draft(None, (2 * max(size), 2 * max(size)))
-    image = _eight_bits(_upright(image))
+    prepare(image, size)
+    with named_damage():
+        profile = foreign_profile(image)
+        _load_upright(image)
+        image = _eight_bits(image, whites, profile is not None)
 
     # Cropping alone keeps every pixel as it is; resizing takes the largest box of the wanted shape.
     scale = min(image.width / width, image.height / height)  # source pixels per pixel
@@ -32,27 +132,88 @@ def fit(image: Image.Image, size: tuple[int, int], channels: int) -> torch.Tenso
         image = image.resize((width, height), Image.Resampling.LANCZOS, box)
 
     # A copy, because a tensor must not share read-only memory.
+    image = _to_srgb(image, profile) if profile else image
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; where that is damaged, as it is stored."""
+def _load_upright(image: Image.Image) -> None:
+    """Decode it, turned as its EXIF says; where that is damaged, as it is stored."""
     image.load()  # what fails from here on is not the pixels
+    if len(image.info.get("exif", b"")) > LONGEST_EXIF:
+        return
     try:
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except Exception:
+        return
+
+
+def _eight_bits(image: Image.Image, whites: Mapping[str, float], keep_inks: bool) -> Image.Image:
+    """The same picture in mode L or RGB, or, with keep_inks, CMYK."""
+    if image.mode[:1] in WHITES:
+        return _scaled(image, whites[image.mode[:1]])
+    if is_transparent(image):
+        grey = image.mode in ("L", "LA", "La")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(image.convert("RGB"), mask=image.getchannel("A"))
+        return flat.convert("L") if grey else flat
+    if image.mode in ("L", "RGB") or keep_inks and image.mode == "CMYK":
         return image
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The same picture in mode L or RGB."""
-    if image.mode.startswith("I"):  # 16 bits; Pillow's plain "I" may hold 8
-        values = np.asarray(image, dtype=np.float64)
-        values = values if image.mode == "I" and values.max() < 256 else values / 257
-        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return flat.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+def is_transparent(image: Image.Image) -> bool:
+    """Whether it has an alpha channel or a transparent colour."""
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def is_clear(image: Image.Image) -> bool:
+    """Whether nothing of it can be seen."""
+    return is_transparent(image) and not image.convert("RGBA").getchannel("A").getextrema()[1]
+
+
+def _scaled(image: Image.Image, white: float) -> Image.Image:
+    """Numbers, 0 to white, in mode L; a band of rows at a time, for the memory."""
+    values = np.asarray(image)
+    out = np.empty(values.shape, np.uint8)
+    for i in range(0, len(values), 64):
+        part = values[i : i + 64].astype(np.float64) / white
+        part = np.nan_to_num(part, posinf=1, neginf=0)
+        low, high = part.min() * white, part.max() * white
+        if low < -TOLERANCE * white or high > (1 + TOLERANCE) * white:
+            raise Unreadable(f"values from {low:g} to {high:g}, but 0 to {white:g} is wanted")
+        out[i : i + 64] = (part * 255).round().clip(0, 255)
+    return Image.fromarray(out)
+
+
+def highest(image: Image.Image) -> float:
+    """The highest finite value of an image of numbers."""
+    values = np.asarray(image)
+    return float(values.max(initial=0, where=np.isfinite(values)))
+
+
+def foreign_profile(image: Image.Image) -> bytes | None:
+    """The colour profile that a picture brings, where it is readable and not sRGB itself."""
+    profile = image.info.get("icc_profile")
+    return profile if isinstance(profile, bytes) and profile and _is_foreign(profile) else None
+
+
+@functools.lru_cache(64)
+def _is_foreign(profile: bytes) -> bool:
+    try:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    except Exception:  # a damaged profile does not cost the picture
+        return False
+    return "srgb" not in name.lower()
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """From a profile's colours to sRGB's, in mode RGB; as it is where they do not go together."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        target = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except Exception:  # a picture in other colours than its profile's, for example
+        return image
+    return converted or image

@@ -1,4 +1,5 @@
-"""The order in which a training run visits its data: a pure function of seed and step."""
+"""The order in which a training run visits its data, a pure function of seed and step; and the
+sample of a set that always is the same."""
 
 import itertools
 from collections.abc import Iterator
@@ -29,3 +30,9 @@ class ShuffledOrder:
     def since(self, step: int) -> Iterator[list[int]]:
         """The batches from this step on, without end, as lists: a DataLoader's batch_sampler."""
         return (self.indices(i).tolist() for i in itertools.count(step))
+
+
+def fixed_sample(n: int, most: int) -> torch.Tensor:
+    """`most` of range(n), or all of it if that is less, in an order that is always the same: spread
+    over the whole, and so is the beginning of it. int64."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most]

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.errors import UserError
 from data.batches import load_batches
+from data.decoding import open_picture
 from data.images import ImageDataset
+from data.order import fixed_sample
 from data.pixels import to_pixels
 from generation.imagenet import BLOCKS, NUM_FEATURES, PACKAGE, imagenet_features
 from generation.metrics import frechet_distance, precision_recall
@@ -74,7 +75,7 @@ def imagenet_spaces() -> list[Space]:
 
 @dataclass(frozen=True)
 class RealImages:
-    """size images; batches: n -> uint8 batches (B, C, H, W) of n of them, picked with seed 0."""
+    """size images; batches: n -> uint8 batches (B, C, H, W) of n of them, a fixed_sample."""
 
     name: str
     size: int
@@ -85,7 +86,7 @@ def tensor_images(name: str, images: torch.Tensor) -> RealImages:
     """RealImages of a tensor (N, C, H, W) uint8."""
 
     def batches(n: int) -> Iterable[torch.Tensor]:
-        return images[_pick(len(images), n)].split(BATCH)
+        return images[fixed_sample(len(images), n)].split(BATCH)
 
     return RealImages(name, len(images), batches)
 
@@ -94,20 +95,16 @@ def dataset_images(name: str, dataset: ImageDataset, workers: int) -> RealImages
     """RealImages of a data set of data/images.py."""
 
     def batches(n: int) -> Iterable[torch.Tensor]:
-        parts = [part.tolist() for part in _pick(len(dataset), n).split(BATCH)]
+        parts = [part.tolist() for part in fixed_sample(len(dataset), n).split(BATCH)]
         return (images for images, _ in load_batches(dataset, parts, workers))
 
     return RealImages(name, len(dataset), batches)
 
 
-def _pick(size: int, n: int) -> torch.Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:n]
-
-
 def read_pictures(paths: Sequence[Path]) -> Iterator[torch.Tensor]:
     """uint8 batches (B, C, H, W) of PNGs of one size."""
     for i in range(0, len(paths), BATCH):
-        arrays = [np.asarray(Image.open(path)) for path in paths[i : i + BATCH]]
+        arrays = [np.asarray(open_picture(path)) for path in paths[i : i + BATCH]]
         batch = torch.from_numpy(np.stack(arrays))
         yield batch[:, None] if batch.ndim == 3 else batch.permute(0, 3, 1, 2).contiguous()
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from common.choices import PICTURES
 from common.errors import UserError
 from common.files import make_folder
-from data.damage import DAMAGED
+from data.damage import Unreadable
+from data.decoding import open_picture
 from data.pixels import to_uint8
 from generation import seeing
 from generation.pipeline import Pipeline
@@ -118,9 +118,9 @@ def fill_folder(pipeline: Pipeline, seeds: Sequence[int], folder: Path) -> None:
 def _check_made_alike(path: Path, text: dict[str, str]) -> None:
     """Raise UserError unless the PNG's text says that it was made with these settings."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             found = image.info  # the pixels are not decoded
-    except DAMAGED:
+    except Unreadable:
         found = {}
     for key, value in text.items():
         if key not in found:

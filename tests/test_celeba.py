@@ -152,7 +152,8 @@ def test_real_celeba(downloads):
         for i in (0, len(dataset) // 2, len(dataset) - 1):
             image = dataset[i][1]
             assert image.shape == (3, 64, 64) and image.float().std() > 10
-            raw = np.asarray(dataset.files.open(dataset.names[i]).convert("RGB"))
+            with dataset.files.open(dataset.names[i]) as picture:
+                raw = np.asarray(picture.convert("RGB"))
             assert raw.shape in ((218, 178, 3), (78, 64, 3))
             if raw.shape[1] == 64:  # only cropped: as wide as needed
                 assert torch.equal(image, torch.tensor(raw[7:71].copy()).permute(2, 0, 1))

@@ -13,6 +13,11 @@ from PIL import Image
 from data.image_files import ImageFiles
 
 
+def opened(files, name):
+    with files.open(name) as image:
+        return image.copy()
+
+
 @pytest.mark.parametrize("as_zip", [False, True])
 def test_found_recursively_without_hidden_files(tmp_path, as_zip):
     folder, picture = tmp_path / ".hidden above" / "pictures", Image.new("L", (8, 8))
@@ -27,7 +32,7 @@ def test_found_recursively_without_hidden_files(tmp_path, as_zip):
     (folder / "folder.png").mkdir()
     files = ImageFiles(zipped(folder, tmp_path / "a.zip") if as_zip else folder)
     assert list(files.stamps) == sorted(wanted)
-    assert all(files.open(name).size == (8, 8) for name in wanted)
+    assert all(opened(files, name).size == (8, 8) for name in wanted)
 
 
 def test_linked_folders_are_read_once(tmp_path):
@@ -47,10 +52,10 @@ def test_linked_folders_are_read_once(tmp_path):
 
 def test_an_open_zip_can_be_sent_to_another_process(tmp_path):
     files = ImageFiles(noise_zip(tmp_path / "a.zip", 2))
-    pixels = np.asarray(files.open("001.png"))
+    pixels = np.asarray(opened(files, "001.png"))
     other = pickle.loads(pickle.dumps(files))
     assert other.stamps == files.stamps
-    np.testing.assert_array_equal(np.asarray(other.open("001.png")), pixels)
+    np.testing.assert_array_equal(np.asarray(opened(other, "001.png")), pixels)
 
 
 def test_a_forked_process_opens_the_zip_itself(tmp_path, monkeypatch):
@@ -64,5 +69,6 @@ def test_a_forked_process_opens_the_zip_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile, "ZipFile", counted)
     for pid in (1, 1, 2, 2, 3):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
-        files.open("000.png").load()
+        with files.open("000.png") as image:
+            image.load()
     assert opened == [1, 2, 3]

@@ -15,6 +15,7 @@ from torch import nn
 from common.files import make_folder, remove_leftovers
 from data.batches import load_batches
 from data.images import ImageDataset
+from data.order import fixed_sample
 from data.pixels import to_pixels
 from models.autoencoder import AutoencoderKL
 from models.discriminator import (
@@ -211,12 +212,12 @@ def random_flip(images: torch.Tensor) -> torch.Tensor:
 
 
 def fixed_images(images: dict[str, ImageDataset]) -> torch.Tensor:
-    """The readable ones of the first NUM_VALID validation images, or training images where there
-    are none: (n, C, H, W) in [-1, 1]."""
+    """The readable ones of NUM_VALID validation images, always the same, or training images where
+    there are none: (n, C, H, W) in [-1, 1]."""
     loaded: list[torch.Tensor] = []
     for dataset in (images["valid"], images["train"]):
-        indices = range(0 if loaded else min(NUM_VALID, len(dataset)))
-        batches = [list(indices[i : i + 32]) for i in range(0, len(indices), 32)]
+        sample = fixed_sample(len(dataset), 0 if loaded else NUM_VALID)
+        batches = [part.tolist() for part in sample.split(32) if len(part)]
         loaded += [pixels for pixels, _ in load_batches(dataset, batches, 0)]
     return to_pixels(torch.cat(loaded))
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from common.files import write_atomic
+from data.decoding import open_picture
 from data.pixels import to_display, to_pixels, to_uint8
 
 PIXELS = 1000  # least width of a grid: small pictures are enlarged for the eye
@@ -88,7 +89,7 @@ def show_window(path: str | Path) -> None:
         fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
         if matplotlib.get_backend().lower() == "agg":
             return  # no toolkit: matplotlib can only write files
-        ax.imshow(np.asarray(Image.open(path)), cmap="gray")
+        ax.imshow(np.asarray(open_picture(path)), cmap="gray")
         ax.axis("off")
         plt.show()
     except Exception as error:  # a display that cannot be opened must not cost the pictures
