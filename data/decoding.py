@@ -19,12 +19,13 @@ WHITES = {"I": 65535.0, "F": 1.0}  # the value of white, by a mode's first lette
 TOLERANCE = 0.01  # of values beyond black or white, as resampling makes them
 LONGEST_EXIF = 2**16  # bytes; a JPEG holds no longer one
 
-# Bytes at the most that decoding one picture may take, and that it does take per pixel of a mode,
-# with all copies that are made at full size (measured; the rest: as for transparency).
-MOST_MEMORY = 850e6
-PER_PIXEL = {"1": 4, "L": 4, "P": 9, "RGB": 9, "I;16": 10}
+# Bytes at the most that decoding one picture may take, and what it takes per pixel of a mode, with
+# all copies that are made at full size (measured); of others, and where something is transparent.
+MOST_MEMORY = 860e6
+PER_PIXEL = {"1": 4, "L": 4, "P": 6, "RGB": 8.5, "CMYK": 8.5, "I;16": 8}
 PER_PIXEL_OTHERS = 18
-CANVAS = {"WEBP": 16, "AVIF": 16}  # what these decoders hold beside it
+CANVAS = {"WEBP": 12, "AVIF": 12}  # what these decoders hold beside it
+MOST_PIXELS, MOST_SCANS = 2**30, 1000  # of a JPEG, whatever it takes: for the time
 
 
 class _PngStream(PngImagePlugin.PngStream):
@@ -75,30 +76,42 @@ def prepare(image: Image.Image, size: tuple[int, int]) -> None:
     enough for size (H, W). Raises Unreadable where decoding would take more than MOST_MEMORY."""
     with named_damage():
         # Both sides may be the long one once it is upright.
-        full = image.size
+        width, height = image.size
+        buffered = image.format in ("JPEG", "MPO") and not _in_one_scan(image)
         image.draft(None, (2 * max(size), 2 * max(size)))
         pixels = image.width * image.height
         if image.format == "TIFF":  # whose tiles may be larger than it
             tags = image.tag_v2  # type: ignore[attr-defined]
             pixels = max(pixels, int(tags.get(322, 0)) * int(tags.get(323, 0)))
-        needed = pixels * PER_PIXEL.get(image.mode, PER_PIXEL_OTHERS)
-        needed += pixels * CANVAS.get(image.format or "", 0)
-        if image.format in ("JPEG", "MPO") and not _in_one_scan(image):
-            needed += full[0] * full[1] * 2 * len(image.getbands())  # all coefficients
-        if needed > MOST_MEMORY or full[0] * full[1] > 2**30:
-            raise Unreadable(f"{full[0]} x {full[1]} pixels are too many to decode")
+
+        # Of the decoder, of the picture and its copies, and of the file where that is in memory.
+        each = PER_PIXEL_OTHERS if is_transparent(image) else PER_PIXEL.get(image.mode)
+        needed = pixels * ((each or PER_PIXEL_OTHERS) + CANVAS.get(image.format or "", 0))
+        if isinstance(file := getattr(image, "fp", None), io.BytesIO):
+            needed += 2 * file.getbuffer().nbytes
+        if buffered:
+            needed += width * height * 2 * len(image.getbands())  # all coefficients
+        if needed > MOST_MEMORY or width * height > MOST_PIXELS:
+            raise Unreadable(f"{width} x {height} pixels are too many to decode")
 
 
 def _in_one_scan(image: Image.Image) -> bool:
     """Whether a JPEG can be decoded row by row: its first scan, after whose header Pillow stops,
-    has all bands."""
+    has all bands. Raises Unreadable where it has so many scans that they would take minutes."""
     if image.format != "JPEG":
         return False
     bands, file = len(image.getbands()), image.fp  # type: ignore[attr-defined]
     file.seek(-(2 * bands + 8), io.SEEK_CUR)
     header = file.read(2 * bands + 8)
     whole = b"\xff\xda" + (2 * bands + 6).to_bytes(2, "big") + bytes([bands])
-    return header.startswith(whole) and not image.info.get("progressive")
+    if header.startswith(whole) and not image.info.get("progressive"):
+        return True
+    here = file.tell()
+    if (file.seek(0, io.SEEK_END) - here) * image.width * image.height > 2**42:
+        file.seek(here)
+        if file.read().count(b"\xff\xda") > MOST_SCANS:
+            raise Unreadable(f"more than {MOST_SCANS} scans")
+    return False
 
 
 def fit(
