@@ -191,8 +191,9 @@ def _scaled(image: Image.Image, white: float) -> Image.Image:
     values = np.asarray(image)
     out = np.empty(values.shape, np.uint8)
     for i in range(0, len(values), 64):
-        part = values[i : i + 64].astype(np.float64) / white
-        part = np.nan_to_num(part, posinf=1, neginf=0)
+        with np.errstate(all="ignore"):  # damaged floats are any numbers, or none
+            part = values[i : i + 64].astype(np.float64) / white
+            part = np.nan_to_num(part, posinf=1, neginf=0)
         low, high = part.min() * white, part.max() * white
         if low < -TOLERANCE * white or high > (1 + TOLERANCE) * white:
             raise Unreadable(f"values from {low:g} to {high:g}, but 0 to {white:g} is wanted")

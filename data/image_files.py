@@ -73,11 +73,11 @@ class ImageFiles:
     def _list_folder(self) -> list[tuple[str, int]]:
         """Links are followed too, but no folder is entered twice: they may form a ring."""
         found: list[tuple[str, int]] = []
-        seen, waiting = {os.path.realpath(self.path)}, [""]
+        seen, waiting = {_identity(self.path)}, [""]
         while waiting:
             place, folders = waiting.pop(), []
             try:
-                with os.scandir(self.path / place) as entries:
+                with os.scandir(os.path.join(self.path, place)) as entries:
                     inside = sorted(entries, key=lambda entry: entry.name)
             except OSError as error:
                 if not place:
@@ -86,13 +86,16 @@ class ImageFiles:
                 continue
             for entry in inside:
                 name = f"{place}/{entry.name}".lstrip("/")
-                if _is_hidden(entry.name):
-                    continue
-                if not _is_folder(entry):
-                    found.append((name, _stamp(Path(entry.path))))
-                elif (real := os.path.realpath(entry.path)) not in seen:
-                    seen.add(real)
-                    folders.append(name)
+                try:
+                    if _is_hidden(entry.name):
+                        continue
+                    if not entry.is_dir():
+                        found.append((name, _stamp(Path(entry.path))))
+                    elif (folder := _identity(entry.path)) not in seen:
+                        seen.add(folder)
+                        folders.append(name)
+                except OSError as error:
+                    self.refused[name] = error.strerror or str(error)
             waiting += reversed(folders)
         return found
 
@@ -138,11 +141,10 @@ def _is_hidden(part: str) -> bool:
     return part.startswith(".") and part != ".." or part.lower() in NOT_PICTURES
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # which then is a file that cannot be read
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """What tells it from others, under whatever name."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _check_size(size: int) -> None:

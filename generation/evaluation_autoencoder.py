@@ -45,7 +45,8 @@ def evaluate_autoencoder(
         autoencoder, precision  the checkpoint's name, and how it was run
         images, of              how many, and which
         psnr, ssim, l1          means over the images: dB, at most 1, per value in [-1, 1]
-        gradient                mean gradient magnitude, as a share of the originals'
+        gradient                mean gradient magnitude, as a share of the originals'; None where
+                                these have none
         latent_mean, latent_std, kl     per channel; kl in nats per latent value
         active                  channels whose means vary
         nats                    KL in nats per image: the rate
@@ -73,11 +74,12 @@ def evaluate_autoencoder(
     means = {key: values.mean().item() for key, values in per_image.items()}
     mean, square, kl = (sums[key] / len(indices) for key in ("mean", "square", "kl"))
     variance = (square - mean.square()).clamp(min=0)
+    original = means["gradient of x"]
     values_per_channel = posterior.mean[0, 0].numel()
     record = {
         "autoencoder": checkpoint, "images": len(indices), "of": what,
         "psnr": means["psnr"], "ssim": means["ssim"], "l1": means["l1"],
-        "gradient": means["gradient"] / means["gradient of x"],
+        "gradient": means["gradient"] / original if original else None,
         "latent_mean": mean.tolist(), "latent_std": variance.sqrt().tolist(),
         "kl": kl.tolist(), "active": int((variance > ACTIVE).sum()),
         "nats": (kl.sum() * values_per_channel).item(), "precision": runtime.precision,
@@ -113,7 +115,9 @@ def print_evaluation(record: Mapping[str, Any]) -> None:
     print(told("PSNR", f"{record['psnr']:.2f} dB (peak 2, mean over the images)"))
     print(told("SSIM", f"{record['ssim']:.4f}"))
     print(told("l1", f"{record['l1']:.4f} per value in [-1, 1]"))
-    print(told("gradient", f"{record['gradient']:.3f} of the originals' mean magnitude"))
+    share = record["gradient"]
+    text = "no share" if share is None else f"{share:.3f}"
+    print(told("gradient", f"{text} of the originals' mean magnitude"))
     for key, unit in (("latent_mean", ""), ("latent_std", ""), ("kl", "nats per value")):
         numbers = " ".join(f"{value:.3f}" for value in record[key])
         print(told(key.replace("_", " "), f"{numbers} {unit} (per channel)".replace("  ", " ")))

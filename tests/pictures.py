@@ -1,7 +1,9 @@
 """Pictures, good and bad, that several tests read."""
 
 import io
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import torch
@@ -68,3 +70,36 @@ def noise_zip(path, n):
             picture = Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8))
             file.writestr(f"{i:03d}.png", encoded(picture))
     return path
+
+
+def chunk(kind, content, good=True):
+    """A chunk of a PNG, with its checksum or a wrong one."""
+    checksum = zlib.crc32(kind + content) ^ (not good)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def with_chunk(png, extra, before=b"IDAT"):
+    at = png.index(before) - 4
+    return png[:at] + extra + png[at:]
+
+
+def huge(form, side=40_000):
+    """A file of some hundred bytes that says it has side x side pixels."""
+    small = encoded(Image.new("RGB", (8, 8)), form)
+    if form == "PNG":
+        return (
+            small[:8]
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+            + small[33:]
+        )
+    if form == "TIFF":
+        for tag in (256, 257):  # width and height, in an entry of the directory
+            at = small.index(struct.pack("<HHI", tag, 4, 1))
+            small = small[: at + 8] + struct.pack("<I", side) + small[at + 12 :]
+        return small
+    if form == "PPM":
+        return b"P6 %d %d 255\n" % (side, side) + bytes(99)
+    at, layout = {
+        "BMP": (18, "<ii"), "GIF": (6, "<HH"), "JPEG": (small.find(b"\xff\xc0") + 5, ">HH")
+    }[form]  # fmt: skip
+    return small[:at] + struct.pack(layout, side, side) + small[at + struct.calcsize(layout) :]

@@ -1,12 +1,21 @@
-"""Closed forms for fit: geometry, modes, transparency, EXIF."""
+"""Closed forms for fit: geometry, modes, transparency, EXIF, colours; and what is never decoded."""
+
+import io
+import os
+import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from pictures import EXIF_ORIENTATION, ramp, reopened
-from PIL import Image
+from helpers import ROOT
+from pictures import EXIF_ORIENTATION, chunk, encoded, huge, ramp, reopened, with_chunk
+from PIL import EpsImagePlugin, Image, ImageCms, features
 
-from data.decoding import fit
+from data import decoding
+from data.damage import Unreadable
+from data.decoding import FORMATS, fit, open_picture, prepare
 
 ORIENTATIONS = {  # what a file with this EXIF orientation holds of a picture (H, W, C)
     1: lambda d: d,
@@ -193,3 +202,298 @@ def test_damaged_exif_does_not_lose_the_picture():
     picture = ramp(40, 40)
     damaged = reopened(picture, exif=b"Exif\0\0no such thing as a TIFF header")
     assert torch.equal(fit(damaged, (40, 40), 3), fit(picture, (40, 40), 3))
+
+
+# ---- What is opened -----------------------------------------------------------------------------
+
+
+def test_pictures_are_opened_in_one_place():
+    """The one that says which formats are wanted."""
+    product = [p for p in ROOT.glob("*/*.py") if p.parent.name not in ("tests", "benchmarks")]
+    product += list(ROOT.glob("*.py"))
+    using = {
+        p.name for p in product if re.search(r"Image\.open\(|ImageFile\.Parser", p.read_text())
+    }
+    assert using == {"decoding.py"}
+
+
+def test_no_other_format_is_tried(monkeypatch):
+    """Not even where it would take any bytes: one could start a program, as EPS starts one."""
+    Image.init()
+    tried = []
+    for name in set(Image.OPEN) - set(FORMATS):
+        note = lambda *_, name=name: tried.append(name)  # noqa: E731
+        monkeypatch.setitem(Image.OPEN, name, (note, None))
+    with pytest.raises(Unreadable, match="not an image"):
+        open_picture(io.BytesIO(b"no picture at all"))
+    assert not tried
+
+
+def test_a_picture_starts_no_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("started"))
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(encoded(ramp(8, 8), "EPS"))
+    with pytest.raises(Unreadable, match="not an image"):
+        fit(open_picture(path), (8, 8), 3)
+
+
+KINDS = {
+    "JPEG": {},
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "BMP": {},
+    "GIF": {},
+    "TIFF": {},
+    "PPM": {},
+}
+
+
+@pytest.mark.parametrize("form", [*KINDS, "AVIF"])
+def test_every_wanted_format_is_read(form):
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    picture = Image.new("RGB", (16, 16), (20, 200, 90))
+    out = fit(open_picture(io.BytesIO(encoded(picture, form))), (16, 16), 3).float()
+    assert (out.mean((1, 2)) - torch.tensor([20.0, 200.0, 90.0])).abs().max() < 6
+
+
+def test_of_a_film_the_first_picture(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert fit(open_picture(tmp_path / "a.gif"), (8, 8), 3).float().mean((1, 2)).tolist() == [
+        255,
+        0,
+        0,
+    ]
+
+
+# ---- What is too large --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [f for f in KINDS if f != "WEBP"])
+def test_what_is_too_large_is_not_decoded(form, monkeypatch):
+    """Found by what the header says, before any pixel has its memory."""
+    image = open_picture(io.BytesIO(huge(form)))
+    assert image.size == (40_000, 40_000)
+    monkeypatch.setattr(Image.core, "new", lambda *_: pytest.fail("memory is taken"))
+    monkeypatch.setattr(Image.core, "fill", lambda *_: pytest.fail("memory is taken"))
+    with pytest.raises(Unreadable, match="40000 x 40000 pixels are too many"):
+        fit(image, (16, 16), 3)
+
+
+def test_tiles_larger_than_their_picture_are_not_decoded():
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 40_000, 323: 40_000}
+    tags |= {324: 8, 325: 4}
+    entries = b"".join(struct.pack("<HHII", k, 4, 1, v) for k, v in sorted(tags.items()))
+    raw = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    with pytest.raises(Unreadable, match="too many"):
+        fit(open_picture(io.BytesIO(raw)), (8, 8), 1)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_large_jpeg_is_read_at_a_fraction(progressive):
+    """Unless its coefficients have to be in memory before the first row can be made."""
+    picture = encoded(Image.new("L", (64, 64), 90), "JPEG", progressive=progressive)
+    at = picture.find(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+    image = open_picture(
+        io.BytesIO(picture[:at] + struct.pack(">HH", 24_000, 24_000) + picture[at + 4 :])
+    )
+    if progressive:
+        with pytest.raises(Unreadable, match="24000 x 24000 pixels are too many"):
+            prepare(image, (64, 64))
+    else:
+        prepare(image, (64, 64))
+        assert image.size == (3000, 3000)
+
+
+def test_a_jpeg_of_very_many_scans_is_not_decoded(monkeypatch):
+    """Each takes as long as the whole picture."""
+    monkeypatch.setattr(decoding, "MOST_SCANS", 20)
+    picture = encoded(ramp(256, 256), "JPEG", progressive=True)
+    assert fit(open_picture(io.BytesIO(picture)), (16, 16), 3).shape == (3, 16, 16)
+    size, last = picture.index(b"\xff\xc2") + 5, picture.rindex(b"\xff\xda")
+    many = picture[:size] + struct.pack(">HH", 8000, 8000) + picture[size + 4 : last]
+    many += picture[last:-2] * 2000 + picture[-2:]
+    with pytest.raises(Unreadable, match="more than 20 scans"):
+        fit(open_picture(io.BytesIO(many)), (16, 16), 3)
+
+
+TURNED = Image.Exif()
+TURNED[EXIF_ORIENTATION] = 6
+SIDE = 1500
+LARGE = {
+    "1": ("PNG", Image.new("1", (SIDE, SIDE)), {}),
+    "L": ("PNG", Image.new("L", (SIDE, SIDE)), {}),
+    "P": ("PNG", Image.new("P", (SIDE, SIDE)), {}),
+    "RGB": ("PNG", Image.new("RGB", (SIDE, SIDE)), {}),
+    "RGBA": ("PNG", Image.new("RGBA", (SIDE, SIDE)), {}),
+    "LA": ("PNG", Image.new("LA", (SIDE, SIDE)), {}),
+    "I;16": ("PNG", Image.fromarray(np.zeros((SIDE, SIDE), np.uint16)), {}),
+    "L, a transparent one": ("PNG", Image.new("L", (SIDE, SIDE)), {"transparency": 3}),
+    "RGB, a transparent one": ("PNG", Image.new("RGB", (SIDE, SIDE)), {"transparency": (1, 2, 3)}),
+    "P, a transparent one": ("PNG", Image.new("P", (SIDE, SIDE)), {"transparency": 0}),
+    "I": ("TIFF", Image.new("I", (SIDE, SIDE)), {}),
+    "F": ("TIFF", Image.new("F", (SIDE, SIDE)), {"compression": "tiff_lzw"}),
+    "CMYK": ("TIFF", Image.new("CMYK", (SIDE, SIDE)), {}),
+    "RGB of WebP": ("WEBP", Image.new("RGB", (SIDE, SIDE)), {"method": 0}),
+    "RGBA of WebP": ("WEBP", Image.new("RGBA", (SIDE, SIDE)), {"method": 0}),
+    "RGB of JPEG": (
+        "JPEG", Image.new("RGB", (SIDE, SIDE)), {"progressive": True, "subsampling": 0}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_decoding_takes_no_more_than_is_reckoned(name, tmp_path, monkeypatch):
+    """A picture that needs a hundredth of the most that is allowed passes; less allowed, not."""
+    form, picture, options = LARGE[name]
+    path = tmp_path / "a"
+    path.write_bytes(encoded(picture, form, exif=TURNED, **options))
+    size = (16, 16) if form != "JPEG" else (SIDE, SIDE)
+    taken = peak_memory(lambda: fit(open_picture(path), size, 3))
+    monkeypatch.setattr(decoding, "MOST_MEMORY", taken - 6e6)
+    with open(path, "rb") as file, pytest.raises(Unreadable, match="too many"):
+        prepare(open_picture(file), size)
+
+
+def peak_memory(do):
+    """Bytes that do() takes at its peak, beyond what was there: measured in a fork."""
+    status = "/proc/self/status"
+    if not os.path.exists(status):
+        pytest.skip("no such measure here")
+
+    def read(key):
+        with open(status) as file:
+            return 1024 * int(re.search(rf"{key}:\s+(\d+)", file.read())[1])
+
+    ours, theirs = os.pipe()
+    if not os.fork():
+        before = read("VmRSS")
+        do()
+        os.write(theirs, struct.pack("q", read("VmHWM") - before))
+        os._exit(0)
+    taken = struct.unpack("q", os.read(ours, 8))[0]
+    os.close(ours), os.close(theirs), os.wait()
+    return taken
+
+
+# ---- What does not decide -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize("good", [True, False])
+@pytest.mark.parametrize(
+    "kind, content",
+    [
+        (b"zTXt", b"a\0\0" + zlib.compress(bytes(3 * 2**20))),
+        (b"zTXt", b"a\0\7x"),
+        (b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(3 * 2**20))),
+        (b"iTXt", b"\xff\0\0\0\xff\0\xff\0\xff"),
+        (b"tEXt", b"\xff" * 99),
+        (b"tEXt", b"a\0" + b"x" * 3 * 2**20),
+        (b"iCCP", b"a\0\0" + zlib.compress(bytes(3 * 2**20))),
+        (b"iCCP", b"a\0\0no profile"),
+        (b"iCCP", b""),
+        (b"eXIf", b"II*\0\xff\xff\xff\xff"),
+        (b"pHYs", b"\1"),
+        (b"gAMA", b""),
+        (b"cHRM", b"\1\2\3"),
+        (b"sRGB", b""),
+        (b"acTL", b"\0"),
+        (b"fcTL", b"\0"),
+        (b"tIME", b"now"),
+        (b"abCd", b"unknown"),
+    ],
+)
+def test_what_a_png_holds_beside_its_pixels_does_not_decide(kind, content, good, before):
+    picture = ramp(40, 30)
+    png = with_chunk(encoded(picture), chunk(kind, content, good), before)
+    assert torch.equal(fit(open_picture(io.BytesIO(png)), (30, 40), 3), fit(picture, (30, 40), 3))
+
+
+def test_much_text_in_all_does_not_decide_either():
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))
+    png = with_chunk(encoded(ramp(8, 8)), text * 70)
+    assert torch.equal(fit(open_picture(io.BytesIO(png)), (8, 8), 3), fit(ramp(8, 8), (8, 8), 3))
+
+
+def test_pixels_do_decide():
+    png = encoded(ramp(40, 30))
+    for kind in (b"IHDR", b"IDAT"):
+        at = png.index(kind) + 6
+        with pytest.raises(Unreadable):
+            fit(open_picture(io.BytesIO(png[:at] + b"\xff\xff" + png[at + 2 :])), (8, 8), 3)
+
+
+# ---- Colours and numbers ------------------------------------------------------------------------
+
+
+def profile(gamma):
+    """A profile with sRGB's colours but this gamma in place of its curve, as bytes."""
+    raw = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256))
+    table = raw[132 : 132 + 12 * struct.unpack(">I", raw[128:132])[0]]
+    raw = raw.replace("sRGB".encode("utf-16-be"), "gRGB".encode("utf-16-be")).replace(
+        b"sRGB", b"gRGB"
+    )
+    for i in range(0, len(table), 12):
+        if table[i + 1 : i + 4] == b"TRC":
+            at = struct.unpack(">I", table[i + 4 : i + 8])[0]
+            raw = raw[:at] + curve + raw[at + len(curve) :]
+    return raw
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_colours_of_another_profile_come_out_as_srgb(form):
+    options = {"PNG": {}, "JPEG": {"quality": 95}, "TIFF": {}, "WEBP": {"lossless": True}}[form]
+    picture = Image.new("RGB", (16, 16), (128, 128, 128))
+    out = fit(reopened(picture, form, icc_profile=profile(1.0), **options), (16, 16), 3).float()
+    linear = 128 / 255
+    expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
+    assert (out - expected).abs().max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "I;16"])
+@pytest.mark.parametrize("damage", ["srgb", "short", "noise", "none at all"])
+def test_srgb_and_broken_profiles_change_nothing(mode, damage):
+    raw = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    raw = {"srgb": raw, "short": raw[:200], "noise": bytes(range(256)) * 3, "none at all": b"x"}[
+        damage
+    ]
+    picture = ramp(40, 40).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+    form = "TIFF" if mode == "CMYK" else "PNG"
+    out = fit(reopened(picture, form, icc_profile=raw), (40, 40), 3)
+    assert torch.equal(out, fit(reopened(picture, form), (40, 40), 3))
+
+
+def test_a_profile_of_other_colours_than_the_picture_s_changes_nothing():
+    picture = ramp(40, 40).convert("L")
+    out = fit(reopened(picture, icc_profile=profile(1.0)), (40, 40), 1)
+    assert torch.equal(out, fit(picture, (40, 40), 1))
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
+def test_floats_come_out_as_shares_of_white(white):
+    share = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    image = reopened(Image.fromarray(share * np.float32(white)), "TIFF")
+    assert image.mode == "F"
+    out = fit(image, (64, 64), 1, {"F": white, "I": 65535.0})[0].double()
+    assert (out - torch.from_numpy(share).double() * 255).abs().max() <= 0.51
+
+
+def test_numbers_that_are_none_are_black_and_others_are_told():
+    values = np.full((8, 8), 0.5, np.float32)
+    values[0], values[1] = np.nan, -0.001
+    out = fit(reopened(Image.fromarray(values), "TIFF"), (8, 8), 1)[0]
+    assert (out[:2] == 0).all() and (out[2:] == 128).all()
+    values[3, 3] = -0.5
+    with pytest.raises(Unreadable, match="values from -0.5 to 0.5, but 0 to 1 is wanted"):
+        fit(reopened(Image.fromarray(values), "TIFF"), (8, 8), 1)
+
+
+def test_twelve_bits_in_sixteen():
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    out = fit(reopened(Image.fromarray(values)), (64, 64), 1, {"I": 4095.0, "F": 1.0})[0]
+    assert (out.double() - torch.tensor(values.astype(float)) * 255 / 4095).abs().max() <= 0.5
