@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from helpers import CPU, cpu, randomize, small_autoencoder, write_images
+from PIL import Image
 
 import train_encoder
 from command_line import parsers
@@ -67,6 +68,18 @@ def test_no_readable_image_is_an_error_of_one_line(tmp_path, monkeypatch):
     damaged.write_bytes(damaged.read_bytes()[:-100])  # its header can be read
     with pytest.raises(ValueError, match="none of .*'s validation images, 16x32 can be read"):
         train_encoder.main(parsers.parse_encoder(["--evaluate", "a.safetensors", *CPU]))
+
+
+def test_uniform_images_are_measured_too(tmp_path, capsys):
+    """They have no gradient of which there could be a share."""
+    for i in range(6):
+        Image.new("RGB", (16, 16), (40 * i, 9, 9)).save(tmp_path / f"{i}.png")
+    images = open_images(str(tmp_path), None, (16, 16))["train"]
+    model = randomize(small_autoencoder())
+    record, _ = evaluate_autoencoder(model, cpu(), images, batch=3, checkpoint="a", what="images")
+    assert record["gradient"] is None and record["images"] == 5
+    print_evaluation(json.loads(json.dumps(record)))
+    assert "no share of the originals' mean magnitude" in capsys.readouterr().out
 
 
 def test_measuring_tells_and_keeps_nothing(tmp_path, monkeypatch, capsys):

@@ -1,15 +1,18 @@
 """Data sets of any folder or zip, their splits and stamps."""
 
+import hashlib
 import os
 import shutil
 import zipfile
+import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers import write_images
-from pictures import assert_same_images, encoded, everything, zipped
-from PIL import Image
+from pictures import assert_same_images, chunk, encoded, everything, with_chunk, zipped
+from PIL import Image, ImageCms
 
 from data.image_files import ImageFiles
 from data.images import NUM_SYNTHETIC, FileDataset, open_images, split_by_hash
@@ -95,6 +98,60 @@ def test_split_is_a_stable_partition():
         assert set(half[split]) == set(full[split]) & set(names[::2])
         assert set(split_by_hash(names[::-1])[split]) == set(full[split])
     assert 0.04 < len(full["valid"]) / len(names) < 0.06
+
+
+@pytest.mark.parametrize("place", ["", "top/", "a/b/c/", "./"])
+def test_what_is_held_out_does_not_depend_on_where_the_set_lies(place):
+    """Folders that all share are the place; folders that tell pictures apart are not."""
+    own = [f"{kind}/{i}.jpg" for kind in ("cats", "dogs") for i in range(3000)]
+    plain = set(split_by_hash(own)["valid"])
+    moved = split_by_hash([place + name for name in own])["valid"]
+    assert {name.removeprefix(place) for name in moved} == plain
+    cats, dogs = ({n[5:] for n in plain if n.startswith(k)} for k in ("cats", "dogs"))
+    assert len(cats & dogs) < 0.2 * len(cats)
+
+
+def test_a_folder_and_its_zip_hold_out_the_same(tmp_path):
+    """Zipped with its own name at the top, as file managers do, or without."""
+    folder = write_images(tmp_path / "up" / "pictures", 90, size=(8, 8))
+    inner, outer = zipped(folder, tmp_path / "a.zip"), zipped(folder.parent, tmp_path / "b.zip")
+    held_out = []
+    for path in (folder, folder.parent, inner, outer):
+        splits = open_images(str(path), None, (8, 8))
+        held_out.append({name.rpartition("/")[2] for name in splits["valid"].names})
+    assert len(held_out[0]) > 1 and all(names == held_out[0] for names in held_out)
+
+
+@pytest.mark.parametrize("data", ["synthetic", "folder"])
+def test_grey_is_asked_for(tmp_path, data):
+    path = data if data == "synthetic" else str(write_images(tmp_path / "a", 4))
+    coloured = open_images(path, None, (16, 16))["train"]
+    grey = open_images(path, None, (16, 16), grey=True)["train"]
+    red, green, blue = coloured[1][1].double()
+    assert grey.channels == 1 and grey[1][1].shape == (1, 16, 16)
+    expected = 0.299 * red + 0.587 * green + 0.114 * blue
+    assert (grey[1][1][0].double() - expected).abs().max() <= 1.5
+
+
+def test_the_stamp_says_that_colours_are_not_srgb(tmp_path):
+    """Their pixels are others than those that were made before profiles were read."""
+    write_images(tmp_path, 3)
+    before, raw = stamps(tmp_path), (tmp_path / "01.png").read_bytes()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    seen = []
+    for profile in (srgb, srgb.replace("sRGB".encode("utf-16-be"), "gRGB".encode("utf-16-be"))):
+        content = b"a\0\0" + zlib.compress(profile)
+        (tmp_path / "01.png").write_bytes(with_chunk(raw, chunk(b"iCCP", content)))
+        seen.append([d.foreign for d in open_images(str(tmp_path), None, (16, 16)).values()])
+    assert seen == [[False, False], [True, True]] and stamps(tmp_path) != before
+
+
+def test_old_stamps_hold():
+    """Those of files that are read as they always were: else no run could be gone on with."""
+    files = SimpleNamespace(stamps={"a.jpg": 1, "b.jpg": 2})
+    dataset = FileDataset(files, ["a.jpg", "b.jpg"], (8, 8), 3, None)
+    expected = hashlib.sha256(repr([1, [("a.jpg", 1), ("b.jpg", 2)]]).encode()).hexdigest()
+    assert dataset.stamp() == expected
 
 
 def test_split_has_at_least_one_in_each():

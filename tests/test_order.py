@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import torch
 
-from data.order import ShuffledOrder
+from data.order import ShuffledOrder, fixed_sample
 
 
 @pytest.mark.parametrize("n, batch", [(1, 1), (10, 1), (10, 3), (10, 5), (10, 10), (7, 100)])
@@ -56,3 +56,16 @@ def test_since_goes_through_the_steps():
     resumed = ShuffledOrder(11, 3, seed=7).since(5)
     assert list(islice(resumed, 15)) == expected[5:]
     assert next(order.since(2)) == expected[2]
+
+
+@pytest.mark.parametrize("n", [1, 5, 256, 12_000])
+def test_a_fixed_sample_is_spread_over_the_whole(n):
+    """And so is the beginning of it, of which some figures are made."""
+    sample = fixed_sample(n, 256)
+    assert torch.equal(sample, fixed_sample(n, 256))
+    assert len(set(sample.tolist())) == len(sample) == min(n, 256) and sample.max() < n
+    if n > 256:
+        for part in (sample, sample[:64]):
+            shares = torch.histc(part.float(), 4, 0, n) / len(part)
+            assert (shares - 0.25).abs().max() < 0.15
+    assert torch.equal(fixed_sample(n, 8), sample[:8])
