@@ -1,10 +1,10 @@
 """One picture of any mode and size as a uint8 tensor of the size that is asked for."""
 
-import functools
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from data.damage import Unreadable, named_damage
 
 PREPARED = 1  # to be raised when fit() comes to make other pixels of the same file
 CROP_ONLY = 1.1  # an image at most this much larger than needed is cropped, not resized
-FORMATS = "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"  # others can start programs
 WHITES = {"I": 65535.0, "F": 1.0}  # the value of white, by a mode's first letter
 TOLERANCE = 0.01  # of values beyond black or white, as resampling makes them
 LONGEST_EXIF = 2**16  # bytes; a JPEG holds no longer one
@@ -31,86 +30,72 @@ MOST_PIXELS, MOST_SCANS = 2**30, 1000  # of a JPEG, whatever it takes: for the t
 class _PngStream(PngImagePlugin.PngStream):
     """What a PNG holds beside its pixels does not decide whether it can be read."""
 
+    PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"
+
     def call(self, cid: bytes, pos: int, length: int) -> bytes:
-        assert self.fp is not None
-        start = self.fp.tell()
         try:
             return super().call(cid, pos, length)
         except (EOFError, AttributeError):  # by which Pillow tells itself what comes next
             raise
         except Exception:
-            if not _is_beside(cid):
+            if cid in self.PIXELS or self.fp is None:
                 raise
-            self.fp.seek(start)
+            self.fp.seek(pos)
             return ImageFile._safe_read(self.fp, length)
 
     def crc(self, cid: bytes, data: bytes) -> None:
-        (self.crc_skip if _is_beside(cid) else super().crc)(cid, data)
-
-
-def _is_beside(cid: bytes) -> bool:
-    """Whether a chunk has nothing to do with the pixels; tRNS has."""
-    return cid[:1].islower() and cid != b"tRNS"
+        (super().crc if cid in self.PIXELS else self.crc_skip)(cid, data)
 
 
 # Pillow has no switches for these. Sizes are checked below, before anything is decoded.
 PngImagePlugin.PngStream = _PngStream  # type: ignore[misc]
 Image.MAX_IMAGE_PIXELS = None
-
-
-@functools.cache
-def _formats() -> list[str]:
-    """Those of FORMATS that this Pillow knows."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+Image.init()
+WANTED = "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"  # others can start programs
+FORMATS: tuple[str, ...] = tuple(name for name in WANTED if name in Image.OPEN)
 
 
 def open_picture(file: str | Path | BinaryIO) -> Image.Image:
     """A PIL image whose pixels are not yet decoded. Raises Unreadable."""
     with named_damage():
-        return Image.open(file, formats=_formats())
+        return Image.open(file, formats=FORMATS)
 
 
 def prepare(image: Image.Image, size: tuple[int, int]) -> None:
     """To be called before an image is decoded for fit(): a JPEG is then read at a fraction that is
     enough for size (H, W). Raises Unreadable where decoding would take more than MOST_MEMORY."""
     with named_damage():
-        # Both sides may be the long one once it is upright.
+        # Coefficients of all scans, or tiles, may need more than the pixels.
         width, height = image.size
-        buffered = image.format in ("JPEG", "MPO") and not _in_one_scan(image)
-        image.draft(None, (2 * max(size), 2 * max(size)))
+        needed = 0.0 if _row_by_row(image) else width * height * 2 * len(image.getbands())
+        image.draft(None, (2 * max(size), 2 * max(size)))  # any side, until it is upright
         pixels = image.width * image.height
-        if image.format == "TIFF":  # whose tiles may be larger than it
+        if image.format == "TIFF":
             tags = image.tag_v2  # type: ignore[attr-defined]
             pixels = max(pixels, int(tags.get(322, 0)) * int(tags.get(323, 0)))
 
-        # Of the decoder, of the picture and its copies, and of the file where that is in memory.
-        each = PER_PIXEL_OTHERS if is_transparent(image) else PER_PIXEL.get(image.mode)
-        needed = pixels * ((each or PER_PIXEL_OTHERS) + CANVAS.get(image.format or "", 0))
+        # The picture, its copies, the decoder, and the file where that is in memory.
+        each = PER_PIXEL.get(image.mode, PER_PIXEL_OTHERS)
+        each = PER_PIXEL_OTHERS if is_transparent(image) else each
+        needed += pixels * (each + CANVAS.get(image.format or "", 0))
         if isinstance(file := getattr(image, "fp", None), io.BytesIO):
             needed += 2 * file.getbuffer().nbytes
-        if buffered:
-            needed += width * height * 2 * len(image.getbands())  # all coefficients
         if needed > MOST_MEMORY or width * height > MOST_PIXELS:
             raise Unreadable(f"{width} x {height} pixels are too many to decode")
 
 
-def _in_one_scan(image: Image.Image) -> bool:
-    """Whether a JPEG can be decoded row by row: its first scan, after whose header Pillow stops,
-    has all bands. Raises Unreadable where it has so many scans that they would take minutes."""
+def _row_by_row(image: Image.Image) -> bool:
+    """Whether it can be decoded so; of a JPEG: whether its first scan, after whose header Pillow
+    stops, has all bands. Raises Unreadable where it has so many that they would take minutes."""
     if image.format != "JPEG":
-        return False
+        return image.format != "MPO"
     bands, file = len(image.getbands()), image.fp  # type: ignore[attr-defined]
     file.seek(-(2 * bands + 8), io.SEEK_CUR)
-    header = file.read(2 * bands + 8)
     whole = b"\xff\xda" + (2 * bands + 6).to_bytes(2, "big") + bytes([bands])
-    if header.startswith(whole) and not image.info.get("progressive"):
+    if file.read(2 * bands + 8).startswith(whole) and not image.info.get("progressive"):
         return True
-    here = file.tell()
-    if (file.seek(0, io.SEEK_END) - here) * image.width * image.height > 2**42:
-        file.seek(here)
-        if file.read().count(b"\xff\xda") > MOST_SCANS:
-            raise Unreadable(f"more than {MOST_SCANS} scans")
+    if file.read().count(b"\xff\xda") >= MOST_SCANS:
+        raise Unreadable(f"more than {MOST_SCANS} scans")
     return False
 
 
@@ -130,7 +115,10 @@ def fit(
     prepare(image, size)
     with named_damage():
         profile = foreign_profile(image)
-        _load_upright(image)
+        image.load()
+        if len(image.info.get("exif", b"")) <= LONGEST_EXIF:
+            with suppress(Exception):  # damaged EXIF does not cost the picture
+                ImageOps.exif_transpose(image, in_place=True)
         image = _eight_bits(image, whites, profile is not None)
 
     # Cropping alone keeps every pixel as it is; resizing takes the largest box of the wanted shape.
@@ -144,21 +132,16 @@ def fit(
         box = (left, top, image.width - left, image.height - top)
         image = image.resize((width, height), Image.Resampling.LANCZOS, box)
 
+    # A picture in other colours than its profile's stays as it is.
+    if profile:
+        with suppress(Exception):
+            source, srgb = _profile(profile), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+            image = converted or image
+
     # A copy, because a tensor must not share read-only memory.
-    image = _to_srgb(image, profile) if profile else image
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1)
-
-
-def _load_upright(image: Image.Image) -> None:
-    """Decode it, turned as its EXIF says; where that is damaged, as it is stored."""
-    image.load()  # what fails from here on is not the pixels
-    if len(image.info.get("exif", b"")) > LONGEST_EXIF:
-        return
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception:
-        return
 
 
 def _eight_bits(image: Image.Image, whites: Mapping[str, float], keep_inks: bool) -> Image.Image:
@@ -181,11 +164,6 @@ def is_transparent(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
-def is_clear(image: Image.Image) -> bool:
-    """Whether nothing of it can be seen."""
-    return is_transparent(image) and not image.convert("RGBA").getchannel("A").getextrema()[1]
-
-
 def _scaled(image: Image.Image, white: float) -> Image.Image:
     """Numbers, 0 to white, in mode L; a band of rows at a time, for the memory."""
     values = np.asarray(image)
@@ -201,33 +179,14 @@ def _scaled(image: Image.Image, white: float) -> Image.Image:
     return Image.fromarray(out)
 
 
-def highest(image: Image.Image) -> float:
-    """The highest finite value of an image of numbers."""
-    values = np.asarray(image)
-    return float(values.max(initial=0, where=np.isfinite(values)))
-
-
 def foreign_profile(image: Image.Image) -> bytes | None:
-    """The colour profile that a picture brings, where it is readable and not sRGB itself."""
+    """The colour profile that a picture brings, where it can be read and is not sRGB itself."""
     profile = image.info.get("icc_profile")
-    return profile if isinstance(profile, bytes) and profile and _is_foreign(profile) else None
+    with suppress(Exception):  # a damaged profile does not cost the picture
+        if "srgb" not in ImageCms.getProfileDescription(_profile(profile)).lower():
+            return profile
+    return None
 
 
-@functools.lru_cache(64)
-def _is_foreign(profile: bytes) -> bool:
-    try:
-        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
-    except Exception:  # a damaged profile does not cost the picture
-        return False
-    return "srgb" not in name.lower()
-
-
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """From a profile's colours to sRGB's, in mode RGB; as it is where they do not go together."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        target = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except Exception:  # a picture in other colours than its profile's, for example
-        return image
-    return converted or image
+def _profile(content: Any) -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(io.BytesIO(content))

@@ -5,7 +5,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -100,11 +100,9 @@ class ImageFiles:
         return found
 
     def _is_picture(self, name: str) -> bool:
-        try:
-            with self.open(name):
-                return True
-        except Unreadable:
-            return False
+        with suppress(Unreadable), self.open(name):
+            return True
+        return False
 
     def _zip(self) -> zipfile.ZipFile:
         """This process's own."""

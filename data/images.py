@@ -14,11 +14,11 @@ from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
 from common.errors import UserError
+from data import scan
 from data.celeba import find_celeba
 from data.damage import BadFiles, Unreadable
 from data.decoding import PREPARED, WHITES, fit
 from data.image_files import ImageFiles
-from data.scan import Header, cores, in_threads, look, read_header, scan, warn_enlarged
 from data.synthetic import draw_face
 
 NUM_SYNTHETIC = 10_000  # drawn faces in --data synthetic
@@ -82,9 +82,9 @@ class FileDataset(ImageDataset):
         """A DataLoader's batch: without workers, it is decoded by threads on all cores."""
         if get_worker_info() is not None:
             return [self[i] for i in indices]
-        share = -(-len(indices) // cores())
+        share = -(-len(indices) // scan.CORES)
         parts = [indices[k : k + share] for k in range(0, len(indices), share)]
-        decoded = in_threads(lambda part: [self[i] for i in part], parts)
+        decoded = scan.in_threads(lambda part: [self[i] for i in part], parts)
         return [item for items in decoded for item in items]
 
     def stamp(self) -> str:
@@ -146,8 +146,8 @@ def open_images(
             splits |= split_by_hash(splits["train"])
         tally = BadFiles(len(files.stamps) + len(files.refused))
         tally.add(files.refused)
-        first = read_header(files, splits["train"][0], size)
-        warn_enlarged([first] if isinstance(first, Header) else [], size)
+        first = scan.read_header(files, splits["train"][0], size)
+        scan.warn_enlarged([first] if isinstance(first, scan.Header) else [], size)
 
     # Anybody's images: they may be of any size, grey or damaged.
     else:
@@ -155,11 +155,11 @@ def open_images(
             raise UserError("--data '': no such folder or zip")
         files = ImageFiles(data)
         tally = BadFiles(len(files.stamps) + len(files.refused))
-        found = scan(files, size, grey, tally)
-        splits, whites = split_by_hash(list(found.headers)), found.whites
-        channels = 1 if grey else found.channels
-        foreign = any(header.foreign for header in found.headers.values())
-    look(files, splits["train"], whites)
+        headers = scan.readable(files, size, tally)
+        splits, whites = split_by_hash(list(headers)), scan.measure_whites(files, headers)
+        channels = 1 if grey else scan.num_channels(headers.values())
+        foreign = any(header.foreign for header in headers.values())
+    scan.look(files, splits["train"], whites)
     return {
         k: FileDataset(files, v, size, channels, tally, whites, foreign)
         for k, v in splits.items()

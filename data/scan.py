@@ -2,22 +2,33 @@
 where these are no bytes, and from a look at a few."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
 from data.damage import BadFiles, Unreadable, named_damage
-from data.decoding import WHITES, fit, foreign_profile, highest, is_clear, prepare
+from data.decoding import WHITES, fit, foreign_profile, is_transparent, prepare
 from data.image_files import SUFFIXES, ImageFiles
 from data.order import fixed_sample
 
-LEVELS = 1, 255, 1023, 4095, 16383, 65535  # what white can be in numbers of more than 8 bits
+LEVELS = (
+    1.0,
+    255.0,
+    1023.0,
+    4095.0,
+    16383.0,
+    65535.0,
+)  # what white can be in numbers of more than 8 bits
 LOOKED_AT = 16  # pictures
 LEAST_SPREAD = 24  # from a picture's darkest to its lightest value: less is as good as uniform
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_threads = ThreadPoolExecutor(CORES)
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -30,28 +41,10 @@ class Header(NamedTuple):
     size: tuple[int, int]
     foreign: bool
 
-    @property
-    def grey(self) -> bool:
-        return self.mode[:1] in ("1", "L", "I", "F") and self.mode != "LAB"
 
-
-class Scan(NamedTuple):
-    """headers: of the readable pictures, by name. whites: as fit() takes them."""
-
-    headers: dict[str, Header]
-    whites: dict[str, float]
-
-    @property
-    def channels(self) -> int:
-        """1 if all are grey, else 3."""
-        return 1 if all(header.grey for header in self.headers.values()) else 3
-
-
-def scan(files: ImageFiles, size: tuple[int, int], grey: bool, tally: BadFiles) -> Scan:
-    """What can be read of all files, at size (H, W); the rest is reported to the tally.
-
-    grey: whether colours are not wanted. Raises UserError where nothing can be read.
-    """
+def readable(files: ImageFiles, size: tuple[int, int], tally: BadFiles) -> dict[str, Header]:
+    """{name: Header} of all files that can be read at size (H, W); reports the rest to the tally.
+    Raises UserError where there are none."""
     # Say which files are not even tried: HEIC photographs, for example.
     if files.left_out:
         endings = files.left_out.most_common(5)
@@ -72,15 +65,21 @@ def scan(files: ImageFiles, size: tuple[int, int], grey: bool, tally: BadFiles) 
             f"no readable image in {files.path}; looked for {', '.join(sorted(SUFFIXES))}"
         )
 
-    # One image with colour makes all of them RGB.
     warn_enlarged(headers.values(), size)
-    colourful = sum(not header.grey for header in headers.values())
-    if 0 < colourful < len(headers) and not grey:
+    return headers
+
+
+def num_channels(headers: Collection[Header]) -> int:
+    """1 if all are grey, else 3, which is said where it is because of some."""
+    colourful = sum(
+        header.mode[:1] not in ("1", "L", "I", "F") or header.mode == "LAB" for header in headers
+    )
+    if 0 < colourful < len(headers):
         print(
             f"note: {colourful} of {len(headers)} images have colours, so all are read as RGB; a "
             "training with --grey reads all as grey"
         )
-    return Scan(headers, _whites(files, headers))
+    return 3 if colourful else 1
 
 
 def read_header(files: ImageFiles, name: str, size: tuple[int, int]) -> Header | str:
@@ -105,34 +104,35 @@ def warn_enlarged(headers: Iterable[Header], size: tuple[int, int]) -> None:
         )
 
 
-def _whites(files: ImageFiles, headers: dict[str, Header]) -> dict[str, float]:
+def measure_whites(files: ImageFiles, headers: Mapping[str, Header]) -> dict[str, float]:
     """What white is in numbers of 16 bits ("I") and floats ("F"): the lowest of LEVELS that none of
     the pictures exceeds, because 12 bits may lie in 16, and nothing in the files says so."""
     whites = dict(WHITES)
     for kind in WHITES:
         names = [name for name, header in headers.items() if header.mode[:1] == kind]
-        most, step = 0.0, 64
-        bar = tqdm(range(0, len(names), step), "measuring white", delay=1, leave=False)
-        for i in bar:
-            found: list[float] = in_threads(partial(_highest, files), names[i : i + step])
+        most = 0.0
+        for i in tqdm(range(0, len(names), 64), "measuring white", delay=1, leave=False):
+            found: list[float] = in_threads(partial(_highest, files), names[i : i + 64])
             most = max(most, max(found))
             if kind == "I" and most > LEVELS[-2]:
                 break  # it cannot become another level
-        reached = most / 1.01 if kind == "F" else most  # floats may be a little above
         if names:
-            whites[kind] = next((float(n) for n in LEVELS if reached <= n), float(LEVELS[-1]))
-        if names and whites[kind] != WHITES[kind]:
+            most /= 1.01 if kind == "F" else 1  # floats may be a little above
+            whites[kind] = next((level for level in LEVELS if most <= level), LEVELS[-1])
+        if whites[kind] != WHITES[kind]:
             print(f"note: white is {whites[kind]:g} in images of mode {kind}: none exceeds it")
     return whites
 
 
 def _highest(files: ImageFiles, name: str) -> float:
+    """The highest finite value; 0 where it cannot be decoded, which is reported when it is."""
     try:
         with files.open(name) as image, named_damage():
             prepare(image, (1, 1))
-            return highest(image)
+            values = np.asarray(image)
+            return float(values.max(initial=0, where=np.isfinite(values)))
     except Unreadable:
-        return 0.0  # which is reported when it is decoded
+        return 0.0
 
 
 def look(files: ImageFiles, names: Sequence[str], whites: dict[str, float]) -> None:
@@ -143,10 +143,10 @@ def look(files: ImageFiles, names: Sequence[str], whites: dict[str, float]) -> N
         try:
             with files.open(name) as image:
                 pixels = fit(image, (64, 64), 3, whites)
-                with named_damage():
-                    clear += is_clear(image)
+                alpha = image.convert("RGBA").getchannel("A") if is_transparent(image) else None
         except Unreadable:
             continue
+        clear += alpha is not None and not alpha.getbbox()
         darkest, lightest = int(pixels.min()), int(pixels.max())
         if lightest - darkest < LEAST_SPREAD:
             uniform, low, high = uniform + 1, min(low, darkest), max(high, lightest)
@@ -160,17 +160,6 @@ def look(files: ImageFiles, names: Sequence[str], whites: dict[str, float]) -> N
         )
 
 
-def cores() -> int:
-    """Those that this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
-
-
 def in_threads(function: Callable[[T], U], items: Iterable[T]) -> list[U]:
     """[function(item) for each]: Pillow lets other threads run while it decodes."""
-    return list(_pool(cores()).map(function, items))
-
-
-@cache
-def _pool(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count)
+    return list(_threads.map(function, items))

@@ -23,7 +23,7 @@ MODES = {
 SCRIPTS = list(MODES)
 MODE_FLAGS = {TRAIN, SHOW, EVALUATE}
 # Two values of each flag, of which neither need be the default; (): the flag alone.
-SWITCHES = {"film", "neighbours", "mirror", "no_flip"}
+SWITCHES = {"film", "grey", "neighbours", "mirror", "no_flip"}
 NAMES = {
     "lr_schedule": choices.LR_SCHEDULES,
     "optimizer": choices.OPTIMIZERS, "prediction": choices.PREDICTIONS, "sampler": ("ddim", "ddpm"),
