@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -29,9 +29,6 @@ LEAST_SPREAD = 24  # from a picture's darkest to its lightest value: less is as 
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _threads = ThreadPoolExecutor(CORES)
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 class Header(NamedTuple):
@@ -112,8 +109,7 @@ def measure_whites(files: ImageFiles, headers: Mapping[str, Header]) -> dict[str
         names = [name for name, header in headers.items() if header.mode[:1] == kind]
         most = 0.0
         for i in tqdm(range(0, len(names), 64), "measuring white", delay=1, leave=False):
-            found: list[float] = in_threads(partial(_highest, files), names[i : i + 64])
-            most = max(most, max(found))
+            most = max(most, *in_threads(partial(_highest, files), names[i : i + 64]))
             if kind == "I" and most > LEVELS[-2]:
                 break  # it cannot become another level
         if names:
@@ -160,6 +156,6 @@ def look(files: ImageFiles, names: Sequence[str], whites: dict[str, float]) -> N
         )
 
 
-def in_threads(function: Callable[[T], U], items: Iterable[T]) -> list[U]:
+def in_threads(function: Callable[[Any], Any], items: Iterable) -> list:
     """[function(item) for each]: Pillow lets other threads run while it decodes."""
     return list(_threads.map(function, items))
