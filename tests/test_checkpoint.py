@@ -26,7 +26,7 @@ from helpers import randomize, scheduler, small_autoencoder, small_unet
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from common.errors import UnreadableError, UserError
+from common.errors import DamagedError, UnreadableError, UserError
 from data.tensor_files import TensorFile, write_tensors
 from generation.pipeline import load_denoiser
 from models.classifier import Classifier, ClassifierConfig
@@ -248,6 +248,15 @@ def test_any_damage_is_noticed(kind, request):
             assert equal(contents(path), expected), seed
         except UserError as error:
             assert_one_line(error, path)
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "state"])
+def test_changed_metadata_are_damage(kind, request):
+    """Said of the file, not of what they would mean."""
+    path = request.getfixturevalue(kind)
+    path.write_bytes(path.read_bytes().replace(b"kind", b"kine", 1))
+    with pytest.raises(DamagedError, match="its metadata are not as written"):
+        contents(path)
 
 
 @pytest.mark.parametrize("old", [False, True])

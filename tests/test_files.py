@@ -104,7 +104,12 @@ def test_a_writer_that_is_taken_for_dead_before_it_locks_begins_anew(tmp_path, m
         lock(file, how)
 
     monkeypatch.setattr(files.fcntl, "flock", late)
-    write_atomic(tmp_path / "file.txt", lambda path: path.write_text("new"))
+
+    def write(path):
+        path.write_text("new")
+        remove_leftovers(tmp_path)  # of which this is none
+
+    write_atomic(tmp_path / "file.txt", write)
     assert removed and tree(tmp_path) == {Path("file.txt"): b"new"}
 
 

@@ -163,6 +163,18 @@ def test_tensors_that_cannot_be(path, about):
     refused(path, DamagedError)
 
 
+@pytest.mark.parametrize("begin", [0, 2, 8])
+def test_no_byte_is_of_two_tensors_or_of_none(path, begin):
+    """Else a small file could ask for any memory."""
+    about = {"dtype": "U8", "shape": [4]}
+    places = {"a": [0, 4], "b": [begin, begin + 4]}
+    header = {name: {**about, "data_offsets": place} for name, place in places.items()}
+    put_header(path, header, bytes(begin + 4))
+    refused(path, DamagedError)
+    put_header(path, header | {"b": {**about, "data_offsets": [4, 8]}}, bytes(8))
+    assert len(read(path)[1]) == 2
+
+
 def test_headers_and_files_of_any_size(path):
     path.write_bytes((2**60).to_bytes(8, "little"))
     refused(path, DamagedError)
