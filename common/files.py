@@ -121,19 +121,28 @@ def reading(path: str | Path) -> Iterator[None]:
         raise UnreadableError(f"{path} cannot be read ({why}); try again, or from a copy") from None
 
 
-def open_regular(path: str | Path) -> FileIO:
-    """A file to read from, unbuffered. Raises what reading() does, and UserError for what might
-    never end: a pipe, a device."""
+def open_regular(path: str | Path, buffering: int = -1) -> Any:
+    """A file opened for reading bytes; OSError for what might never end, a pipe or a device."""
 
     def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # waits for no pipe
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # waits for no pipe
+        mode = os.fstat(descriptor).st_mode  # of what is open, whatever the name means by now
+        if stat.S_ISREG(mode):
+            return descriptor
+        os.close(descriptor)
+        raise (IsADirectoryError if stat.S_ISDIR(mode) else OSError)("not a regular file")
 
-    with reading(path):
-        file = FileIO(path, "rb", opener=opener)
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
-    raise UserError(f"{path} is no regular file; give the name of one")
+    return open(path, "rb", buffering, opener=opener)
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether there is such a file or folder; UnreadableError where that may not be known."""
+    try:
+        with reading(path):
+            os.stat(path)
+    except AbsentError:
+        return False
+    return True
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import is_there
 from data import download
 from data.image_files import ImageFiles
-from data.opening import is_there
 
 # Files are named by numbers from 1 on, and the splits follow one another.
 FIRST_VALID, FIRST_TEST = 162_771, 182_638  # first image of these splits

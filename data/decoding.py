@@ -1,6 +1,7 @@
 """One picture of any mode and size as a uint8 tensor of the size that is asked for."""
 
 import io
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +51,7 @@ class _PngStream(PngImagePlugin.PngStream):
 # Pillow has no switches for these. Sizes are checked below, before anything is decoded.
 PngImagePlugin.PngStream = _PngStream  # type: ignore[misc]
 Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata: thousands, for one file
 Image.init()
 WANTED = "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"  # others can start programs
 FORMATS: tuple[str, ...] = tuple(name for name in WANTED if name in Image.OPEN)

@@ -13,9 +13,9 @@ from typing import BinaryIO
 from PIL import Image
 
 from common.errors import UserError
+from common.files import is_there, open_regular, reading
 from data.damage import Unreadable, named_damage
 from data.decoding import open_picture
-from data.opening import is_there, may_not_be_read, open_regular
 
 UNCOMPRESSED = {".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}  # of one size if alike
 SUFFIXES = UNCOMPRESSED | {
@@ -61,11 +61,13 @@ class ImageFiles:
     def _list_zip(self) -> list[tuple[str, int]]:
         """Some write backslashes between folders."""
         try:
-            entries = [i for i in self._zip().infolist() if not i.filename.endswith(("/", "\\"))]
-        except OSError as error:
-            raise may_not_be_read(self.path, error) from None
+            with reading(self.path):
+                entries = self._zip().infolist()
+        except UserError:
+            raise
         except Exception as error:  # zipfile raises anything on bytes that it did not expect
             raise UserError(f"{self.path} is not a readable zip file ({error})") from None
+        entries = [i for i in entries if not i.filename.endswith(("/", "\\"))]
         names = {i.filename: i.filename.replace("\\", "/") for i in entries}
         self._inside = {new: old for old, new in names.items() if new != old}
         return [(names[i.filename], i.CRC) for i in entries]
@@ -81,7 +83,8 @@ class ImageFiles:
                     inside = sorted(entries, key=lambda entry: entry.name)
             except OSError as error:
                 if not place:
-                    raise may_not_be_read(self.path, error) from None
+                    with reading(self.path):
+                        raise
                 self.refused[place] = error.strerror or str(error)
                 continue
             for entry in inside:

@@ -261,7 +261,7 @@ def read_manifest(folder: Path) -> tuple[LatentStats, dict[str, list[str]], dict
     """(stats, {split: names of shards}, {name: digest}) of a finished cache; earlier versions knew
     no digests. Raises AbsentError, DamagedError, UnreadableError."""
     path = folder / MANIFEST
-    with closing(files.open_regular(path)) as file, files.reading(path):
+    with files.reading(path), files.open_regular(path) as file:
         text = file.read(LARGEST_MANIFEST) or b""
     try:
         found = files.parse_json(text)

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from common.files import first_line
+from common.files import first_line, is_there, open_regular, reading
 from data import download
-from data.opening import is_there, may_not_be_read, open_regular
 
 PREFIX = {"train": "train", "test": "t10k"}  # of the files' names
 MOST = 10**6  # digits in a file
@@ -48,13 +47,12 @@ def _idx(root: str | Path, name: str, shape: tuple[int, ...]) -> torch.Tensor:
             f"no MNIST in {root} and the download failed; put the four original files "
             f"({names[1]} and so on) into {folders[0]}"
         )
-    try:
-        return _read(found[0], shape)
-    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-        why = first_line(error)
-        raise UserError(f"{found[0]} is damaged ({why}); delete it and try again") from None
-    except OSError as error:
-        raise may_not_be_read(found[0], error) from None
+    with reading(found[0]):
+        try:
+            return _read(found[0], shape)
+        except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+            why = first_line(error)
+            raise UserError(f"{found[0]} is damaged ({why}); delete it and try again") from None
 
 
 def _files(folders: list[Path], names: list[str]) -> list[Path]:

@@ -4,7 +4,7 @@ where these are no bytes, and from a look at a few."""
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -21,9 +21,6 @@ LOOKED_AT = 16  # pictures
 LEAST_SPREAD = 24  # from a picture's darkest to its lightest value: less is as good as uniform
 
 _threads = ThreadPoolExecutor(cores())
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 class Header(NamedTuple):
@@ -104,8 +101,7 @@ def measure_whites(files: ImageFiles, headers: Mapping[str, Header]) -> dict[str
         names = [name for name, header in headers.items() if header.mode[:1] == kind]
         most = 0.0
         for i in tqdm(range(0, len(names), 64), "measuring white", delay=1, leave=False):
-            found: list[float] = in_threads(partial(_highest, files), names[i : i + 64])
-            most = max(most, max(found))
+            most = max(most, *in_threads(partial(_highest, files), names[i : i + 64]))
             if kind == "I" and most > LEVELS[-2]:
                 break  # it cannot become another level
         if names:
@@ -152,6 +148,6 @@ def look(files: ImageFiles, names: Sequence[str], whites: dict[str, float]) -> N
         )
 
 
-def in_threads(function: Callable[[T], U], items: Iterable[T]) -> list[U]:
+def in_threads(function: Callable[[Any], Any], items: Iterable) -> list:
     """[function(item) for each]: Pillow lets other threads run while it decodes."""
     return list(_threads.map(function, items))

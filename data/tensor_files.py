@@ -83,12 +83,13 @@ class TensorFile:
     """An open file of tensors, of which only the header was read.
 
     metadata: {str: str}. entries: {name: Entry}; their bytes are all that follows. Raises what
-    open_regular does, and DamagedError where it is no such file; so do the methods that read.
+    reading() does, and DamagedError where it is no such file; so do the methods that read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file = open_regular(path)
+        with reading(path):
+            self._file = open_regular(path, buffering=0)
         try:
             with reading(path):
                 self._read_header()

@@ -7,6 +7,8 @@ import pytest
 import torch
 from helpers import cpu, randomize, run_encoder, small_autoencoder, write_images
 
+from data.damage import BadFiles
+from data.images import ImageDataset
 from models.discriminator import (
     DiscriminatorConfig,
     PatchDiscriminator,
@@ -18,6 +20,7 @@ from training.autoencoder import (
     GanPhase,
     adaptive_gan_loss,
     discriminate_both,
+    fixed_images,
     gan_phase,
     random_flip,
 )
@@ -139,3 +142,22 @@ def test_the_discriminator_begins_at_the_step_that_is_announced(pictures, capsys
         assert f"from step {begin} on" in capsys.readouterr().out
         records = read_metrics(f"fig/autoencoder/{steps}/metrics.jsonl", steps)
         assert [r["step"] for r in records if "loss_disc" in r][0] == begin
+
+
+class Halves(ImageDataset):
+    """12,000 images: black ones, then white ones."""
+
+    size, channels, names = (8, 8), 3, [str(i) for i in range(12_000)]
+    tally = BadFiles(len(names))
+
+    def __getitem__(self, i):
+        return i, torch.full((3, 8, 8), 255 * (i >= 6000), dtype=torch.uint8)
+
+
+def test_a_run_is_watched_on_images_of_the_whole_set():
+    """Sorted names begin with one class only; the first few are drawn."""
+    images = {"train": Halves(), "valid": Halves()}
+    watched = fixed_images(images)
+    assert len(watched) == 256 and abs(watched.mean()) < 0.2
+    assert 0 < (watched[:8, 0, 0, 0] > 0).sum() < 8
+    assert torch.equal(watched, fixed_images(images))

@@ -6,6 +6,7 @@ import os
 import resource
 import struct
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def test_other_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds a AutoencoderKL, but a UNet is needed"):
         load_model(tmp_path / "m.safetensors", "UNet")
     save_state(tmp_path / "run.state", {"step": 1, "tensor": torch.zeros(1)})
-    with pytest.raises(ValueError, match="holds a state"):
+    with pytest.raises(ValueError, match="it holds no averaged weights"):
         load_model(tmp_path / "run.state", "UNet")
     with pytest.raises(ValueError, match="not the state of a training run"):
         load_state(tmp_path / "m.safetensors")
@@ -293,7 +294,7 @@ def test_configs_may_say_anything(tmp_path, network):
     "config",
     [{"blocks": 10**9}, {"blocks": 60_000}, {"channels": [8192] * 3}, {"channels": [8] * 10**5},
      {"channels": [8] * 30, "blocks": 60_000}, {"groups": 10**9}, {"latent_channels": 65_536}],
-    ids=str,
+    ids=lambda config: str(config)[:40],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_it_is_built(tmp_path, config):
     path = tmp_path / "m.safetensors"
@@ -461,3 +462,21 @@ def test_nothing_is_left_of_a_failing_write(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device: .*m.safetensors"):
         save_model(tmp_path / "m.safetensors", small_autoencoder(), {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_state_is_shown_by_its_averaged_weights(tmp_path):
+    ema = randomize(small_unet(), seed=3)
+    config = {"kind": "UNet", **json.loads(json.dumps(asdict(ema.config)))}
+    tree = {"ema": ema.state_dict(), "model": randomize(small_unet()).state_dict()}
+    tree |= {"configs": {"ema": config}, "facts": {"space": "pixels", "step": 7}}
+    save_state(tmp_path / "a.state", tree)
+    model, facts = load_model(tmp_path / "a.state", "UNet")
+    assert facts == tree["facts"]
+    for key, value in ema.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key])
+    with pytest.raises(UserError, match="a.state holds a UNet, but a AutoencoderKL is needed"):
+        load_model(tmp_path / "a.state", "AutoencoderKL")
+    for key in ("configs", "facts", "ema"):
+        save_state(tmp_path / "b.state", {k: v for k, v in tree.items() if k != key})
+        with pytest.raises(UserError, match=r"b\.state (is damaged|does not fit)"):
+            load_model(tmp_path / "b.state", "UNet")

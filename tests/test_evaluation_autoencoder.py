@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import CPU, cpu, randomize, small_autoencoder, write_images
+from helpers import CPU, cpu, randomize, run_encoder, run_latent, small_autoencoder, write_images
 from PIL import Image
 
 import train_encoder
@@ -80,6 +80,22 @@ def test_uniform_images_are_measured_too(tmp_path, capsys):
     assert record["gradient"] is None and record["images"] == 5
     print_evaluation(json.loads(json.dumps(record)))
     assert "no share of the originals' mean magnitude" in capsys.readouterr().out
+
+
+def test_a_grey_network_takes_pictures_with_colours(tmp_path, monkeypatch, no_figures):
+    """They are read as grey: to be measured, and to have latents on which a denoiser learns."""
+    pictures = write_images(tmp_path / "pictures", 8, size=(32, 32))
+    facts = {"data": str(pictures), "data_root": "data", "size": [32, 32]}
+    model = randomize(small_autoencoder(image_channels=1))
+    save_model(tmp_path / "a.safetensors", model, facts)
+    monkeypatch.chdir(tmp_path)
+    run_encoder("--evaluate", "a.safetensors")
+    record = json.loads((tmp_path / "fig" / "autoencoder" / "evaluation.jsonl").read_text())
+    images = open_images(str(pictures), None, (32, 32), grey=True)["valid"]
+    x = to_pixels(torch.stack([image for _, image in images]))
+    want = psnr(x, reconstruct(model, cpu(), x)[1]).mean().item()
+    assert record["psnr"] == pytest.approx(want, rel=1e-4)
+    run_latent("--encoder", "a.safetensors", "--steps", 1, "--batch", 2, "--channels", 8)
 
 
 def test_measuring_tells_and_keeps_nothing(tmp_path, monkeypatch, capsys):

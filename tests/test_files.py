@@ -15,7 +15,15 @@ from helpers import ROOT, tree
 
 from common import files
 from common.errors import UnreadableError
-from common.files import make_folder, open_regular, parse_json, remove_leftovers, write_atomic
+from common.files import (
+    is_there,
+    make_folder,
+    open_regular,
+    parse_json,
+    reading,
+    remove_leftovers,
+    write_atomic,
+)
 
 
 def test_write_atomic_replaces_at_the_end(tmp_path):
@@ -154,8 +162,10 @@ def test_what_cannot_be_read_is_neither_absent_nor_damaged(tmp_path, monkeypatch
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(UnreadableError, match=f"{tmp_path / 'a'} (may not|cannot) be read"):
-        open_regular(tmp_path / "a")
+    path = tmp_path / "a"
+    told = f"{path} (may not|cannot) be read"
+    with pytest.raises(UnreadableError, match=told), reading(path):
+        open_regular(path)
 
 
 @pytest.mark.parametrize("text", NO_JSON)
@@ -186,3 +196,44 @@ def test_a_failing_writer_changes_nothing(tmp_path, begun, old, error):
     with pytest.raises(error):
         write_atomic(path, writer)
     assert tree(tmp_path) == before
+
+
+def test_regular_files_only(tmp_path):
+    """A pipe without a writer and a terminal would wait for ever."""
+    (tmp_path / "file").write_bytes(b"abc")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with open_regular(tmp_path / "file") as file:
+        assert file.read() == b"abc"
+    for name in ("pipe", "device", "."):
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(tmp_path / name)
+
+
+def test_what_is_opened_is_looked_at_not_its_name(tmp_path, monkeypatch):
+    """Else it could be replaced in between."""
+    (tmp_path / "a").write_bytes(b"abc")
+    really = os.open
+
+    def replaced(path, flags):
+        os.unlink(path)
+        os.mkfifo(path)
+        return really(path, flags)
+
+    monkeypatch.setattr(os, "open", replaced)
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(tmp_path / "a")
+
+
+def test_refused_is_not_absent(tmp_path, monkeypatch):
+    assert is_there(tmp_path)
+    assert not is_there(tmp_path / "no")
+    (tmp_path / "file").write_bytes(b"")
+    assert not is_there(tmp_path / "file" / "in it")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(UnreadableError, match="closed may not be read"):
+        is_there(tmp_path / "closed")

@@ -208,7 +208,7 @@ def test_a_file_that_becomes_shorter_is_noticed(path):
 def test_only_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):  # neither waited for nor read to the end
-        with pytest.raises(UserError, match=f"{path} is no regular file"):
+        with pytest.raises(UserError, match=f"{path} cannot be read .not a regular file"):
             TensorFile(path)
     for path in (tmp_path, tmp_path / "absent", tmp_path / "absent" / "x"):
         with pytest.raises(AbsentError, match=f"no file {path}"):

@@ -7,7 +7,7 @@ and what whoever uses it has to know. A state is a nested dict of tensors and pl
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -22,13 +22,14 @@ from common.files import first_line, parse_json, reading
 from data import tensor_files
 from data.images import ImageDataset
 from data.latents import NUMBER, STATS
-from data.tensor_files import TensorFile, write_tensors
+from data.tensor_files import Entry, TensorFile, write_tensors
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.classifier import Classifier, ClassifierConfig
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.unet import UNet, UNetConfig
 
 VERSION = "1"
+MALFORMED = AttributeError, KeyError, TypeError, ValueError, RecursionError  # of trees in JSON
 NOT_FINITE_ADVICE = (
     "a smaller --lr or --precision fp32 may help; --resume goes back to the last saved state"
 )
@@ -97,35 +98,57 @@ def save_model(path: str | Path, model: Any, facts: dict[str, Any]) -> None:
 def load_model(
     path: str | Path, kind: str, needed: Collection[str] = ()
 ) -> tuple[Any, dict[str, Any]]:
-    """(model in eval mode on the CPU, facts) of a checkpoint that save_model wrote.
+    """(model in eval mode on the CPU, facts) of a checkpoint that save_model wrote, or of a run's
+    state: its averaged weights.
 
     Raises UserError, in a sentence for the user, when the file is missing, may not be read, is
     truncated or damaged, not ours, of another version, of another kind, or lacks one of the needed
     facts.
     """
     with _opened(path, "checkpoint") as (file, config, facts):
+        entries: Mapping[str, Entry] = file.entries
+        if config.get("kind") == "state":
+            config, entries, facts, prefix = _averaged(path, entries, facts)
+        else:
+            prefix = ""
         found = config.pop("kind", None)
         if found != kind:
             raise UserError(f"{path} holds a {short(found)}, but a {kind} is needed here")
-        cls, config = _network(file, config, kind)
+        cls, config = _network(path, entries, config, kind)
         if needed:
             check_fields(path, facts, needed)
         tensors = file.read()
     model = cls(config)
-    model.load_state_dict(tensors)
+    model.load_state_dict({name: tensors[prefix + name] for name in entries})
     return model.eval(), facts
 
 
-def _network(file: TensorFile, config: dict, kind: str) -> tuple[type[nn.Module], Any]:
+def _averaged(
+    path: str | Path, entries: Mapping[str, Entry], plain: dict
+) -> tuple[dict, dict[str, Entry], dict, str]:
+    """(config, entries, facts, what their names begin with) of a state's averaged weights."""
+    prefix = "/ema/"
+    try:
+        tree = _join(plain, dict.fromkeys(entries, torch.empty(0)))
+        config, facts = dict(tree["configs"]["ema"]), dict(tree["facts"])
+    except MALFORMED:
+        raise DamagedError(path, "it holds no averaged weights that could be shown") from None
+    mine = {name[len(prefix) :]: e for name, e in entries.items() if name.startswith(prefix)}
+    return config, mine, facts, prefix
+
+
+def _network(
+    path: str | Path, entries: Mapping[str, Entry], config: dict, kind: str
+) -> tuple[type[nn.Module], Any]:
     """(class, config) of the network of this kind that a file holds, or a UserError."""
     cls, config_cls = KINDS[kind]
     try:
-        known = _config(config_cls, config, len(file.entries))
+        known = _config(config_cls, config, len(entries))
         with torch.device("meta"):  # without memory: the config may say any width
-            _check_entries(file, cls(known).state_dict())
+            _check_entries(entries, cls(known).state_dict())
     except (ValueError, RuntimeError) as error:
         problem = short(first_line(error), 300)
-        raise UserError(f"{file.path} does not fit this version of the code: {problem}") from None
+        raise UserError(f"{path} does not fit this version of the code: {problem}") from None
     return cls, known
 
 
@@ -147,19 +170,19 @@ def _config(cls: Any, found: dict[str, Any], tensors: int) -> Any:
     return cls(**{k: tuple(v) if type(v) is list else v for k, v in found.items()})
 
 
-def _check_entries(file: TensorFile, wanted: dict[str, torch.Tensor]) -> None:
+def _check_entries(entries: Mapping[str, Entry], wanted: dict[str, torch.Tensor]) -> None:
     """Raise ValueError, which names the first, unless all names, shapes and types are these."""
     for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
-        if file.entries and all(name.startswith(prefix) for name in file.entries):
+        if entries and all(name.startswith(prefix) for name in entries):
             raise ValueError(f"all its keys begin with {prefix}; save the model that is inside")
     for name, tensor in wanted.items():
-        entry = file.entries.get(name)
+        entry = entries.get(name)
         if entry is None:
             raise ValueError(f"{name} is missing")
         got, want = (entry.shape, entry.dtype), (tuple(tensor.shape), tensor.dtype)
         if got != want:
             raise ValueError(f"{name} is {got[0]} {got[1]}, but {want[0]} {want[1]} is needed")
-    if more := sorted(file.entries.keys() - wanted.keys()):
+    if more := sorted(entries.keys() - wanted.keys()):
         raise ValueError(f"{short(more[0])} is not of this network")
 
 
@@ -184,7 +207,7 @@ def find_by_fingerprint(folder: str | Path, wanted: str) -> Path | None:
             with _opened(path, "checkpoint") as (file, config, _):
                 if config.pop("kind", None) != "AutoencoderKL":
                     continue
-                _network(file, config, "AutoencoderKL")
+                _network(path, file.entries, config, "AutoencoderKL")
                 known = file.metadata.get(tensor_files.FINGERPRINT)
                 if (known or tensor_files.fingerprint(file.read())) == wanted:
                     return path
@@ -238,7 +261,7 @@ def load_state(path: str | Path) -> dict:
         tensors = file.read()
     try:
         tree = _join(plain, tensors)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+    except MALFORMED:
         tree = None
     if type(tree) is not dict:
         raise DamagedError(path, "its facts are no tree of its tensors")

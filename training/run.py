@@ -79,7 +79,8 @@ class Run:
         make_folder(self.folder)
         make_folder(self.fig)
         self._lock = lock_run(self.folder, name, state)
-        remove_leftovers(self.folder)
+        for folder in (self.folder, self.fig, self.fig.parent):
+            remove_leftovers(folder)
         self.metrics = self.fig / "metrics.jsonl"
         self.state_path = self.folder / f"{name}.state"
 
