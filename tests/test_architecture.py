@@ -147,3 +147,17 @@ def test_imports_in_the_documents_are_there():
     assert len(found) >= 5  # else this shows nothing
     for module, names in found:
         assert all(hasattr(importlib.import_module(module), n.strip()) for n in names.split(","))
+
+
+def test_tests_in_the_documents_are_there():
+    """Of every promise; ".." stands for the beginning of several."""
+    names = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), flags=re.MULTILINE)
+    }
+    found = re.findall(r"`(\.\._|test_)(\w+)`", (ROOT / "docs" / "promises.md").read_text())
+    assert len(found) > 20
+    for start, rest in found:
+        known = start + rest in names if start == "test_" else any(n.endswith(rest) for n in names)
+        assert known, start + rest

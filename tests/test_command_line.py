@@ -1,5 +1,6 @@
 """The command line: flags in their modes, frozen arguments, defaults, what resuming takes."""
 
+import itertools
 import json
 import os
 from types import SimpleNamespace
@@ -31,11 +32,12 @@ NAMES = {
     "precision": choices.PRECISIONS, "compile": ("on", "off"), "device": ("cpu", "cuda"),
     "size": ("16x32", "32x16"), "name": ("a", "b"), "resume": ("a", "b"), "out": ("a", "b"),
     "data": ("a", "b"), "data_root": ("a", "b"), "encoder": ("a", "b"),
-    "channels": ("8", "16"), "batch": ("3", "5"), "interpolate": ("3 4", "5 6"),
+    "channels": ("8", "16"), "batch": ("5", "3"), "interpolate": ("3 4", "5 6"),
 }  # fmt: skip
-FRACTIONS = {"lr", "ema", "dropout", "min_snr", "kl_weight", "gan_weight", "eta", "sigma_scale"}
+FRACTIONS = {"lr", "ema", "dropout", "min_snr", "kl_weight", "gan_weight", "eta", "sigma_scale",
+             "time_limit"}  # fmt: skip
 COUNTS = {"epochs", "steps", "seed", "blocks", "latent_channels", "num_images", "sampling_steps",
-          "workers"}  # fmt: skip
+          "workers", "keep", "save_every"}  # fmt: skip
 # What a flag needs beside it to mean something.
 NEEDS = {"eta": ["--sampler", "ddim"]}
 
@@ -78,7 +80,7 @@ def test_every_value_is_a_flags(parse):
     for mode, start in MODES[parse].items():
         args = parse(start)
         assert args.mode == mode
-        assert set(vars(args)) - {"given", "flags", "images"} == set(args.flags)
+        assert set(vars(args)) - {"given", "flags", "images", "deadline"} == set(args.flags)
         for name, flag in args.flags.items():
             assert flag.name == name and flag.modes and flag.modes <= ALL
             assert flag.modes & set(MODES[parse]), f"{flag} goes with no mode of the script"
@@ -189,10 +191,11 @@ def saved(args):
 
 
 @pytest.mark.parametrize(("parse", "start", "forgotten"), [
-    (parse_mnist, ["--train"], {"train", "resume", "device", "compile", "show", "evaluate"}),
-    (parse_encoder, [], {"resume", "device", "compile", "workers", "evaluate"}),
+    (parse_mnist, ["--train"],
+     {"train", "resume", "device", "compile", "time_limit", "show", "evaluate"}),
+    (parse_encoder, [], {"resume", "device", "compile", "time_limit", "workers", "evaluate"}),
     (parse_latent, ["--train", "--encoder", "e"],
-     {"train", "resume", "device", "compile", "workers", "show", "evaluate"}),
+     {"train", "resume", "device", "compile", "time_limit", "workers", "show", "evaluate"}),
 ])  # fmt: skip
 def test_a_state_keeps_all_of_a_training_but_the_machine_and_the_start(parse, start, forgotten):
     args = parse(start)
@@ -227,6 +230,32 @@ def test_a_resumed_run_takes_what_is_movable_and_refuses_what_is_fixed(parse, na
     assert getattr(resumed, name) == value != getattr(run, name)
     others = {k: v for k, v in resumed.settings().items() if k not in (name, "steps")}
     assert others == {k: v for k, v in run.settings().items() if k not in (name, "steps")}
+
+
+HOSTILE = [None, True, -1, 0, 0.5, 10**400, "", "x", "../../x", "\x1b[2J", [], [8, 8], {}, [None]]
+
+
+@pytest.mark.parametrize("parse", MODES)
+def test_settings_of_a_state_are_checked_like_what_is_typed(parse):
+    """Whatever a state says, each flag has a value that could have been typed; or one sentence."""
+    state = saved(parse(MODES[parse][TRAIN]))
+    args = parse([*MODES[parse][TRAIN][:1], "--resume", "n"])
+    refused = 0
+    for name, value in itertools.product(state, HOSTILE):
+        try:
+            resumed = args.resumed({**state, name: value})
+        except UserError as error:
+            assert str(error).startswith(str(args.flags[name])) and len(str(error)) < 300
+            refused += 1
+            continue
+        flag, value = args.flags[name], getattr(resumed, name)
+        if value is not flag.default and not isinstance(flag.default, bool):
+            text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            again = parse([*MODES[parse][TRAIN], f"{flag}={text}"])
+            assert getattr(again, name) == value
+    assert refused > 5 * len(state)
+    with pytest.raises(UserError, match="--name: the run to resume has ../../../escaped"):
+        args.resumed({**state, "name": "../../../escaped"})
 
 
 def test_resuming_leaves_the_arguments_as_they_were():
