@@ -25,7 +25,7 @@ def holder(cwd, then):
 
 def test_a_lock_is_given_up_by_a_holder_that_is_killed(tmp_path):
     """Also while a process that it has forked lives on."""
-    forks = "import os, time; os.fork(); print(os.getpid(), flush=True); time.sleep(60)"
+    forks = "import os, time; os.fork(); os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)"
     with holder(tmp_path, forks) as process:
         pids = {int(process.stdout.readline()) for _ in range(2)}
         with pytest.raises(UserError, match="it is held"):

@@ -62,9 +62,13 @@ def _is_later(record: dict, name: str, step: int) -> bool:
 
 def _is_record(record: dict) -> bool:
     """Whether it can be drawn."""
-    values = [v for k, v in record.items() if k != "run"]
-    numbers = [v for value in values for v in (value if isinstance(value, list) else [value])]
-    return isinstance(record.get("step"), int) and all(v is None or _is_number(v) for v in numbers)
+    bands = record.get("band_loss") or []
+    numbers = [value for key, value in record.items() if key not in ("run", "band_loss")]
+    return (
+        isinstance(record.get("step"), int)
+        and isinstance(bands, list)
+        and all(value is None or _is_number(value) for value in [*numbers, *bands])
+    )
 
 
 def _is_number(value: Any) -> bool:
