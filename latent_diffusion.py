@@ -12,6 +12,7 @@ if __name__ == "__main__":
     ARGS = entry.begin(parsers.parse_latent)  # before torch is imported: --help answers at once
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from generation.output import make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
 from models.autoencoder import AutoencoderKL
+from models.draws import Draws, Purpose
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.sizes import DENOISER_STRIDE, check_divides
 from training import denoiser
@@ -131,7 +133,7 @@ def cached_latents(
     # What will be written, if it is not there.
     folder, mirror = cache_folder(ids["data"]), settings["mirror"]
     size = settings["size"]
-    shape = (autoencoder.config.latent_channels, *(n // autoencoder.stride for n in size))
+    shape = autoencoder.latent_shape(size)
     if not (folder / MANIFEST).is_file():
         count = (1 + mirror) * len(images["train"]) + len(images["valid"])
         what = f"encoding {count} images of {settings['data']} into {folder}: "
@@ -153,11 +155,13 @@ def denoiser_data(
     """What the loop needs of the latents; the validation ones are drawn once."""
     held_out = latents["valid"] if len(latents["valid"]) else latents["train"]
     valid = fixed_sample(len(held_out), NUM_VALID)
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0, 0, range(len(valid)))
     return denoiser.DenoiserData(
-        draw=lambda indices: runtime.send(latents["train"].draw(indices, runtime.device)),
+        draw=lambda indices, draws: runtime.send(
+            latents["train"].draw(indices, draws.device, partial(draws.normal, Purpose.POSTERIOR))
+        ),
         num_train=len(latents["train"]),
-        valid=runtime.send(held_out.draw(valid, generator=generator)),
+        valid=runtime.send(held_out.draw(valid, noise=partial(draws.normal, Purpose.POSTERIOR))),
         codec=LatentCodec(autoencoder, latents["train"].stats, runtime),
     )
 

@@ -58,7 +58,7 @@ def train(args: Arguments) -> None:
     images = images.to(runtime.device)
     valid = mnist_images(args.data_root, "test")[:NUM_VALID]
     data = denoiser.DenoiserData(
-        draw=lambda indices: runtime.send(to_pixels(images[indices.to(runtime.device)])),
+        draw=lambda indices, _: runtime.send(to_pixels(images[indices.to(runtime.device)])),
         num_train=len(images),
         valid=runtime.send(to_pixels(valid)),
         codec=PixelCodec(),

@@ -18,6 +18,7 @@ from benchmarks.report import alternate, installed, python, synchronize
 from command_line.defaults import default_size
 from command_line.parsers import parse_encoder, parse_latent
 from latent_diffusion import CHANNEL_MULT
+from models.draws import Draws
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from train_encoder import autoencoder_network, discriminator_network
 from training import denoiser
@@ -76,7 +77,8 @@ def our_step(args, runtime, model, scheduler, draw):
         model, scheduler, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
         t_density=args.t_density, min_snr=args.min_snr,
     )  # fmt: skip
-    return lambda: learner.step(runtime.send(draw()), 1.0, MIDDLE), learner.model
+    draws = Draws(0, MIDDLE, range(args.batch), runtime.device)
+    return lambda: learner.step(runtime.send(draw()), 1.0, draws), learner.model
 
 
 def unet2d(config, **more):
@@ -175,7 +177,8 @@ def our_autoencoder(device, precision):
     )  # fmt: skip
     x = runtime.send(torch.rand(args.batch, 3, *height_width) * 2 - 1)
     phase = GanPhase(disc_learns=True, ramp=1.0)
-    return lambda: learner.step(x, 1.0, MIDDLE, phase), learner.model
+    draws = Draws(0, MIDDLE, range(args.batch), runtime.device)
+    return lambda: learner.step(x, 1.0, draws, phase), learner.model
 
 
 def our_autoencoder_network():

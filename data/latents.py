@@ -337,14 +337,14 @@ class LatentDataset:
         self,
         indices: Indices,
         device: torch.device | str = "cpu",
-        generator: torch.Generator | None = None,
+        noise: Callable[[torch.Size], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Whitened samples of the posteriors of these images: (B, c, h, w) float32 on device.
 
-        generator: of that device, for the samples' noise; None: torch's own.
+        noise: (c, h, w) -> standard normal (B, c, h, w) on that device; None: torch's own.
         """
         cuda = torch.device(device).type == "cuda"  # which need not be waited for
         moments = self.moments(indices).to(device, non_blocking=cuda).float()
         mean, logvar = moments.chunk(2, dim=1)
-        noise = torch.randn(mean.shape, device=device, generator=generator)
-        return self.stats.whiten(mean + (0.5 * logvar).exp() * noise)
+        z = noise(mean.shape[1:]) if noise else torch.randn_like(mean)
+        return self.stats.whiten(mean + (0.5 * logvar).exp() * z)

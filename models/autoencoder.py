@@ -5,6 +5,7 @@ Same structure and state-dict keys as diffusers' attention-free AutoencoderKL.
 B: batch, C: image channels, H, W: image size, c: latent channels, h = H / stride, w = W / stride.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,9 +40,11 @@ class DiagonalGaussian:
     mean: torch.Tensor
     logvar: torch.Tensor
 
-    def sample(self) -> torch.Tensor:
-        """One draw, (B, c, h, w), by the reparameterisation of Kingma & Welling 2014, eq. 10."""
-        return self.mean + (0.5 * self.logvar).exp() * torch.randn_like(self.mean)
+    def sample(self, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """One draw, (B, c, h, w), by the reparameterisation of Kingma & Welling 2014, eq. 10.
+        noise: standard normal, drawn where it is not given."""
+        noise = torch.randn_like(self.mean) if noise is None else noise
+        return self.mean + (0.5 * self.logvar).exp() * noise
 
     def kl(self) -> torch.Tensor:
         """KL divergence from N(0, 1) in nats, per latent value: (B, c, h, w)."""
@@ -132,6 +135,11 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1)
         self.post_quant_conv = nn.Conv2d(z, z, 1)
 
+    def latent_shape(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of images of size (H, W)."""
+        height, width = size
+        return self.config.latent_channels, height // self.stride, width // self.stride
+
     def encode(self, x: torch.Tensor) -> DiagonalGaussian:
         """x: (B, C, H, W) in [-1, 1] -> DiagonalGaussian over (B, c, h, w), float32.
 
@@ -146,7 +154,10 @@ class AutoencoderKL(nn.Module):
         """z: (B, c, h, w), on the autoencoder's own scale -> (B, C, H, W), about [-1, 1]."""
         return self.decoder(self.post_quant_conv(z))
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, DiagonalGaussian]:
-        """x -> its reconstruction from one posterior sample (B, C, H, W), and that posterior."""
+    def forward(
+        self, x: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, DiagonalGaussian]:
+        """x -> its reconstruction from one posterior sample (B, C, H, W), and that posterior.
+        noise: see DiagonalGaussian.sample."""
         posterior = self.encode(x)
-        return self.decode(posterior.sample()), posterior
+        return self.decode(posterior.sample(noise)), posterior

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from common.errors import UserError
+from models.draws import Draws, Purpose
 from models.scheduler import DDPMScheduler
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (xt, t) -> eps_hat
@@ -65,11 +66,13 @@ class Objective:
         self.weights = (importance * min_snr_weights(scheduler, gamma)).float().to(device)
 
     def __call__(
-        self, model: Denoiser, x0: torch.Tensor
+        self, model: Denoiser, x0: torch.Tensor, draws: Draws
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The scalar to minimise; the losses (B,) that it is made of; their t (B,)."""
-        t = draw_timesteps(self.density, len(x0))
-        losses = denoising_loss(model, self.scheduler, x0, t)
+        """The scalar to minimise; the losses (B,) that it is made of; their t (B,). draws: of the
+        B places of x0 in the batch."""
+        t = timesteps_of(self.density, draws.uniform(Purpose.TIMESTEP))
+        eps = draws.normal(Purpose.NOISE, x0.shape[1:])
+        losses = denoising_loss(model, self.scheduler, x0, t, eps)
         return (self.weights[t] * losses).mean(), losses, t
 
 
@@ -108,8 +111,7 @@ def timestep_density(scheduler: DDPMScheduler, name: str) -> torch.Tensor:
     return SHARE * mass / mass.sum() + (1 - SHARE) * uniform
 
 
-def draw_timesteps(density: torch.Tensor, n: int) -> torch.Tensor:
-    """t: (n,) of probabilities density: (T,), on its device."""
-    uniform = torch.rand(n, dtype=density.dtype, device=density.device)
-    t = torch.searchsorted(density.cumsum(0), uniform, right=True)
+def timesteps_of(density: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """t: (n,) of probabilities density: (T,), where uniform: (n,) is uniform in (0, 1)."""
+    t = torch.searchsorted(density.cumsum(0), uniform.to(density.dtype), right=True)
     return t.clamp(max=len(density) - 1)  # the sum may be rounded to below 1

@@ -15,14 +15,15 @@ from models.discriminator import (
     generator_loss,
     with_low_frequencies,
 )
+from models.draws import Draws, Purpose
 from training.autoencoder import (
     AutoencoderLearner,
     GanPhase,
     adaptive_gan_loss,
     discriminate_both,
     fixed_images,
+    flipped,
     gan_phase,
-    random_flip,
 )
 from training.checkpoint import checkpoints_in, load_model, load_state
 from training.optimizer import Optimizer
@@ -80,10 +81,10 @@ def test_the_discriminator_judges_detail():
         assert (fake - disc(x_hat)).abs().max() > 1e-3
 
 
-def test_random_flip_mirrors_about_half():
+def test_about_half_are_mirrored():
     x = torch.arange(1000 * 12).view(1000, 1, 3, 4)
-    flipped = random_flip(x)
-    same, mirrored = ((flipped == y).all(dim=(1, 2, 3)) for y in (x, x.flip(3)))
+    turned = flipped(x, Draws(0, 0, range(1000)).uniform(Purpose.FLIP))
+    same, mirrored = ((turned == y).all(dim=(1, 2, 3)) for y in (x, x.flip(3)))
     assert 400 < mirrored.sum() < 600 and (same ^ mirrored).all()
 
 
@@ -103,7 +104,7 @@ def test_a_step_moves_what_learns_in_its_phase(phase):
     one = learner(2.0)
     before = {name: [p.clone() for p in one.parts[name].parameters()]
               for name in ("model", "ema", "disc")}  # fmt: skip
-    metrics = one.step(torch.randn(2, 3, 16, 16), 1.0, 0, phase)
+    metrics = one.step(torch.randn(2, 3, 16, 16), 1.0, Draws(0, 0, range(2)), phase)
     moved = {
         name: not all(map(torch.equal, weights, one.parts[name].parameters()))
         for name, weights in before.items()
@@ -120,7 +121,7 @@ def test_without_gan_weight_the_step_is_that_of_no_discriminator():
     for disc in (True, False):
         one = learner(0.0, disc)
         torch.manual_seed(0)
-        one.step(x, 1.0, 0, GanPhase(True, 1.0))
+        one.step(x, 1.0, Draws(0, 0, range(len(x))), GanPhase(True, 1.0))
         weights.append(list(one.model.parameters()))
     assert all(map(torch.equal, *weights))
 

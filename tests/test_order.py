@@ -1,11 +1,13 @@
 """The order of training: every image once an epoch, a function of seed and step."""
 
+import tracemalloc
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 
-from data.order import ShuffledOrder, fixed_sample
+from data.order import ShuffledOrder, fixed_sample, permuted
 
 
 @pytest.mark.parametrize("n, batch", [(1, 1), (10, 1), (10, 3), (10, 5), (10, 10), (7, 100)])
@@ -47,6 +49,40 @@ def test_order_is_a_function_of_seed_and_step():
         assert other.indices(step).tolist() == sequence[step]
         assert ShuffledOrder(11, 3, seed=7).indices(step).tolist() == sequence[step]
     assert torch.equal(torch.get_rng_state(), state)  # it takes no number of the run's
+
+
+@pytest.mark.parametrize("n", [*range(1, 70), 255, 256, 257, 4095, 4096, 4097, 100_003])
+def test_it_is_a_permutation_of_any_size(n):
+    found = permuted(torch.arange(n), n, np.uint64(n))
+    assert found.dtype == torch.int64 and torch.equal(found.sort().values, torch.arange(n))
+
+
+def test_a_permutation_looks_drawn():
+    """Where images land, whether neighbours stay together, whether seeds have to do with each
+    other: against what uniform draws would give."""
+    n, orders = 1000, torch.stack([ShuffledOrder(1000, 1000, s).indices(s % 3) for s in range(400)])
+    x = orders.double()
+    landed = (x[:, ::100] * 10 / n).long()  # of ten places, in tenths
+    counts = torch.stack([column.bincount(minlength=10) for column in landed.T]).double()
+    chi2 = ((counts - 40) ** 2 / 40).sum().item()
+    assert 45 < chi2 < 150  # of 90 degrees of freedom: beyond 0.1 % on either side
+    assert (x.diff(dim=1).abs().mean() - n / 3).abs() < 2  # 333.3 between any two
+    correlation = torch.corrcoef(x) - torch.eye(400)
+    assert correlation.abs().max() < 5.5 / n**0.5
+    fixed = (orders == torch.arange(n)).double().sum(dim=1)
+    assert abs(fixed.mean().item() - 1) < 0.2  # one element stays in its place, on average
+
+
+@pytest.mark.parametrize("n", [10**9, 2**40 + 7])
+def test_a_huge_set_costs_no_more_than_a_batch(n):
+    tracemalloc.start()
+    order = ShuffledOrder(n, 256, 0)
+    batches = [order.indices(step) for step in (0, 1, order.steps_per_epoch - 1)]
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    found = torch.cat(batches)
+    assert len(found.unique()) == 3 * 256 and found.min() >= 0 and n / 2 < found.max() < n
+    assert used < 1e6
 
 
 def test_since_goes_through_the_steps():

@@ -25,6 +25,7 @@ from models.discriminator import (
     generator_loss,
     with_low_frequencies,
 )
+from models.draws import Draws, Purpose
 from training import figures
 from training.codec import reconstruct
 from training.ema import EMA
@@ -84,13 +85,14 @@ class AutoencoderLearner:
             self.parts |= {"disc": self.disc, "disc_optimizer": self.disc_optimizer}
 
     def step(
-        self, x: torch.Tensor, rate: float, step: int, phase: GanPhase
+        self, x: torch.Tensor, rate: float, draws: Draws, phase: GanPhase
     ) -> dict[str, torch.Tensor]:
-        """One update by x (B, C, H, W), at `rate` times the peak learning rate, as step number
-        `step` (from 0). Metrics as Progress.add takes them, none where the step was skipped."""
+        """One update by x (B, C, H, W), at `rate` times the peak learning rate, with the random
+        numbers of its step. Metrics as Progress.add takes them, none where the step was skipped."""
         # Autoencoder: l2 + KL + GAN.
+        noise = draws.normal(Purpose.POSTERIOR, self.model.latent_shape(x.shape[2:]))
         with self.runtime.autocast():
-            x_hat, posterior = self.forward(x)
+            x_hat, posterior = self.forward(x, noise)
         x_hat = x_hat.float()
         loss_rec = (x_hat - x).square().mean()
         loss_kl = posterior.kl().mean()
@@ -105,7 +107,7 @@ class AutoencoderLearner:
         norm = self.optimizer.step(loss, rate)
         if norm is None:
             return {}
-        self.ema.update(self.model, step)
+        self.ema.update(self.model, draws.step)
 
         # Discriminator: on the same reconstructions, at the full rate to the end.
         if self.disc is not None and phase.disc_learns:
@@ -173,10 +175,10 @@ def train(
         run.catch_up(draw)
         for step, (pixels, indices) in zip(range(run.start, run.steps), batches, strict=False):
             run.find_in_order(step, indices[0])
-            pixels = runtime.send(pixels)
-            x = to_pixels(random_flip(pixels) if flip else pixels)
+            pixels, draws = runtime.send(pixels), run.draws(step, indices)
+            x = to_pixels(flipped(pixels, draws.uniform(Purpose.FLIP)) if flip else pixels)
             rate, phase = run.schedule.factor(step), gan_phase(step, run.phases)
-            progress.add(**learner.step(x, rate, step, phase))
+            progress.add(**learner.step(x, rate, draws, phase))
 
             # A report, then checkpoints, state and figures, each when it is due.
             done = step + 1
@@ -207,10 +209,9 @@ def announce(run: Run, learner: AutoencoderLearner, images: dict[str, ImageDatas
     )
 
 
-def random_flip(images: torch.Tensor) -> torch.Tensor:
-    """Each image (B, C, H, W) mirrored with probability 1/2."""
-    flip = (torch.rand(len(images)) < 0.5).to(images.device, non_blocking=images.is_cuda)
-    return torch.where(flip[:, None, None, None], images.flip(3), images)
+def flipped(images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Those images (B, C, H, W) mirrored whose number in uniform (B,) is less than 1/2."""
+    return torch.where((uniform < 0.5)[:, None, None, None], images.flip(3), images)
 
 
 def fixed_images(images: dict[str, ImageDataset]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from models.blocks import norm_groups
 from models.diffusion import Objective, denoising_loss, epsilon
+from models.draws import Draws
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler
 from models.unet import UNet, UNetConfig
@@ -31,11 +32,11 @@ PREVIEW_STEPS, NUM_PREVIEWS = 50, 16
 class DenoiserData:
     """What the loop needs to know of its data.
 
-    draw: (B,) indices of training images -> x0 (B, c, h, w) on the device. valid: fixed x0 of
-    validation images, on the device.
+    draw: (B,) indices of training images, and the step's random numbers -> x0 (B, c, h, w) on the
+    device. valid: fixed x0 of validation images, on the device.
     """
 
-    draw: Callable[[torch.Tensor], torch.Tensor]
+    draw: Callable[[torch.Tensor, Draws], torch.Tensor]
     num_train: int
     valid: torch.Tensor
     codec: Codec
@@ -67,15 +68,15 @@ class DenoiserLearner:
         self.denoise = epsilon(runtime.compiled(self.model), scheduler)
         self.parts = {"model": self.model, "ema": self.ema.model, "optimizer": self.optimizer}
 
-    def step(self, x0: torch.Tensor, rate: float, step: int) -> dict[str, torch.Tensor]:
-        """One update by x0 (B, c, h, w), at `rate` times the peak learning rate, as step number
-        `step` (from 0). Metrics as Progress.add takes them, none where the step was skipped."""
+    def step(self, x0: torch.Tensor, rate: float, draws: Draws) -> dict[str, torch.Tensor]:
+        """One update by x0 (B, c, h, w), at `rate` times the peak learning rate, with the random
+        numbers of its step. Metrics as Progress.add takes them, none where the step was skipped."""
         with self.runtime.autocast():
-            loss, losses, t = self.objective(self.denoise, x0)
+            loss, losses, t = self.objective(self.denoise, x0, draws)
         norm = self.optimizer.step(loss, rate)
         if norm is None:
             return {}
-        self.ema.update(self.model, step)
+        self.ema.update(self.model, draws.step)
         return {"gradient_norm": norm, **metrics(losses, t, self.objective.importance)}
 
 
@@ -93,8 +94,9 @@ def train(run: Run, learner: DenoiserLearner, data: DenoiserData, facts: dict) -
     with run.progress() as progress:
         run.catch_up(draw)
         for step in range(run.start, run.steps):
-            x0 = data.draw(run.order.indices(step))
-            progress.add(**learner.step(x0, run.schedule.factor(step), step))
+            draws = run.draws(step)
+            x0 = data.draw(run.order.indices(step), draws)
+            progress.add(**learner.step(x0, run.schedule.factor(step), draws))
 
             # A report, then checkpoint, state and figures, each when it is due.
             done = step + 1

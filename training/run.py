@@ -5,7 +5,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import make_folder, remove_leftovers, write_atomic
 from data.order import ShuffledOrder
+from models.draws import Draws
 from training import checkpoint
 from training.optimizer import LrSchedule, Optimizer
 from training.progress import Progress, dispensable, file_size, told
@@ -195,6 +196,15 @@ class Run:
         """Count the batches left out before this step's, which holds the image of that index."""
         while index not in self.order.indices(step + self.skipped):
             self.skipped += 1
+
+    def draws(self, step: int, found: Sequence[int] | None = None) -> Draws:
+        """The random numbers of this step, for the images found at these indices; None: for all
+        of its batch."""
+        places: Sequence[int] = range(self.order.batch)
+        if found is not None and len(found) < self.order.batch:
+            wanted = self.order.indices(step + self.skipped).tolist()
+            places = [wanted.index(i) for i in found]
+        return Draws(self.order.seed, step, places, self.runtime.device)
 
     def epoch(self, done: int) -> int:
         """Epochs begun after this many steps."""

@@ -1,0 +1,82 @@
+"""Random numbers of a training step that belong to an image's place in the batch.
+
+They are a function of seed, step, place and purpose alone: not of how many places there are, on
+which process or device a place is computed, or what was drawn before. So a batch that is divided
+among processes, or done in parts, sees the same noise as a whole one, and a resumed run needs no
+generator's state.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+MASK = 2**32 - 1
+MULTIPLIERS, WEYL = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+
+
+class Purpose(IntEnum):
+    """What numbers are for: those of two purposes have nothing to do with each other."""
+
+    TIMESTEP = 0
+    NOISE = 1
+    POSTERIOR = 2
+    FLIP = 3
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The numbers of one step. places: of the images at hand in the whole batch, B of them."""
+
+    seed: int
+    step: int
+    places: Sequence[int]
+    device: torch.device | str = "cpu"
+
+    def uniform(self, purpose: Purpose) -> torch.Tensor:
+        """(B,) in (0, 1), float32: multiples of 2^-24, shifted by a half."""
+        return _unit(self._words(purpose, 1)[:, 0])
+
+    def normal(self, purpose: Purpose, shape: Sequence[int]) -> torch.Tensor:
+        """(B, *shape) standard normal, float32, by Box and Muller."""
+        size = math.prod(shape)
+        u, v = _unit(self._words(purpose, size + size % 2)).chunk(2, dim=1)
+        radius, angle = (-2 * u.log()).sqrt(), 2 * math.pi * v
+        both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2).flatten(1)
+        return both[:, :size].reshape(len(self.places), *shape)
+
+    def _words(self, purpose: Purpose, count: int) -> torch.Tensor:
+        """(B, count) of 32 random bits, int64."""
+        blocks = torch.arange(-(-count // 4), device=self.device)
+        places = torch.tensor(list(self.places), device=self.device)
+        counter = [
+            blocks.expand(len(places), -1),
+            places[:, None].expand(-1, len(blocks)),
+            torch.full_like(blocks, self.step & MASK).expand(len(places), -1),
+            torch.full_like(blocks, int(purpose) | self.step >> 32 << 8).expand(len(places), -1),
+        ]
+        words = philox(counter, (self.seed & MASK, self.seed >> 32 & MASK))
+        return torch.stack(words, dim=2).flatten(1)[:, :count]
+
+
+def philox(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[torch.Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): four
+    tensors of 32-bit counters, int64, and two words of key -> four tensors of random bits."""
+    a, b, c, d = counter
+    k, m = key
+    for _ in range(ROUNDS):
+        # Products of 64 bits; int64 wraps around, and keeps every bit.
+        first, second = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        a, b, c, d = (
+            (second >> 32 & MASK) ^ b ^ k, second & MASK, (first >> 32 & MASK) ^ d ^ m, first & MASK
+        )  # fmt: skip
+        k, m = (k + WEYL[0]) & MASK, (m + WEYL[1]) & MASK
+    return [a, b, c, d]
+
+
+def _unit(words: torch.Tensor) -> torch.Tensor:
+    """32 random bits -> a number in (0, 1), of the highest 24."""
+    return ((words >> 8).float() + 0.5) * 2**-24
