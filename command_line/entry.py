@@ -4,6 +4,7 @@ end it, and an error that is meant for its user becomes one line."""
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ def begin(parse: Callable[[], Arguments]) -> Arguments:
     streams.guard()
     os.environ.pop("MPLBACKEND", None)  # notebooks set one that matplotlib may not find here
     args = parse()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "") not in ("", "0", "1"):
         _refuse("this trains in one process; start it with python3, not with torchrun")
     _before.update(_handle(_leave_at_once))
     return args
@@ -33,6 +34,10 @@ def run(main: Callable[[Arguments], None], args: Arguments) -> None:
     """Call main(args). What the user can do something about is one line and status 2; Ctrl-C is
     status 130, SIGTERM 143, SIGHUP 129; a fault of the program keeps its traceback."""
     before = {**_handle(_leave_in_order), **_before}
+    limit = getattr(args, "deadline", None)
+    if limit is not None and hasattr(signal, "setitimer"):  # also while latents are cached
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _leave_in_order)
+        signal.setitimer(signal.ITIMER_REAL, max(0.01, limit - time.monotonic()))
     try:
         main(args)
     except KeyboardInterrupt:
@@ -44,6 +49,8 @@ def run(main: Callable[[Arguments], None], args: Arguments) -> None:
             raise  # whoever reports it needs the traceback
         _refuse(sentence)
     finally:
+        if limit is not None and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
         _before.clear()
@@ -79,8 +86,10 @@ def _leave_in_order(number: int, frame: FrameType | None) -> None:
     """By an exception, so that temporary files are removed and processes ended."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
-    sys.exit(128 + number)
+    in_time = number == getattr(signal, "SIGALRM", 0)
+    why = "--time-limit" if in_time else signal.Signals(number).name
+    print(f"stopped by {why}", file=sys.stderr)
+    sys.exit(0 if in_time else 128 + number)
 
 
 def _sentence(error: Exception) -> str | None:

@@ -11,6 +11,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from command_line.streams import CONTROLS
 from common.errors import UserError
 
 TRAIN, SHOW, EVALUATE = "train", "show", "evaluate"
@@ -148,7 +149,7 @@ class Parser(argparse.ArgumentParser):
         self.flags: dict[str, Flag] = {}
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {message.translate(CONTROLS)}\n")
 
     def group(self, title: str, modes: frozenset[str], resuming: Resuming) -> "Group":
         """A titled group of flags that may be typed in these modes."""

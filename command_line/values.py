@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Callable
 
+from common.choices import PICTURES
+
 
 def integer(low: int, high: int, multiple: int = 1) -> Callable[[str], int]:
     """A whole number in [low, high], divisible by multiple."""
@@ -53,6 +55,8 @@ def run_name(text: str) -> str:
     """A name that is safe in a file's name, which has 255 bytes at most."""
     if not re.fullmatch(r"[\w.+-]{1,100}", text) or text.startswith("."):
         raise argparse.ArgumentTypeError(f"{text} is no name; use letters, digits, - _ + and .")
+    if text == "newest" or text.lower().endswith((*PICTURES, ".gif", ".jsonl")):
+        raise argparse.ArgumentTypeError(f"{text} means something else here; choose another name")
     if len(text.encode("utf-8", "surrogateescape")) > 100:
         raise argparse.ArgumentTypeError(f"{text} is too long; a name has 100 bytes at most")
     return text

@@ -54,9 +54,9 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
             os.close(folder)
     except OSError as error:
-        if error.errno is not None:
-            error.filename, error.filename2 = str(path), None
-        raise
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         if temporary != path:
             temporary.unlink(missing_ok=True)

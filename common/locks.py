@@ -3,6 +3,7 @@
 import atexit
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -26,7 +27,7 @@ class Lock:
         self.path = path
         self._file: IO | None = None
         while fcntl is not None and self._file is None:
-            file = open(path, "a")  # noqa: SIM115 (held until release)
+            file = open(path, "a", opener=_at_once)  # noqa: SIM115 (held until release)
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -44,9 +45,15 @@ class Lock:
     def release(self) -> None:
         """Give it up and remove its file; nothing where it is given up."""
         if self._file is not None:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # its folder may be gone
+                self.path.unlink()
             self._file.close()
             self._file = None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _is_at(path: Path, file: IO) -> bool:

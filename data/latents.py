@@ -272,7 +272,11 @@ def read_manifest(folder: Path) -> tuple[LatentStats, dict[str, list[str]], dict
             raise ValueError("it names what is no shard")
         if not re.fullmatch(STATS, json.dumps(found["stats"])):
             raise ValueError("its stats are no numbers")
-        return LatentStats(**found["stats"]), shards, found.get("digests", {})
+        names = [name for names in shards.values() for name in names]
+        digests = found.get("digests", {})
+        if len(set(names)) < len(names) or type(digests) is not dict:
+            raise ValueError("it names a shard twice, or has no table of digests")
+        return LatentStats(**found["stats"]), shards, digests
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(path, str(error)) from None
 

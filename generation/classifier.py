@@ -28,12 +28,15 @@ def mnist_classifier(
     UserError as mnist_images() does, and where it does not get to 99 %.
     """
     if Path(path).is_file():
-        return load_model(path, "Classifier")[0]
-    images, labels = mnist_images(data_root, "train"), mnist_labels(data_root, "train")
+        model = load_model(path, "Classifier")[0]
+        if (model.config.image_channels, model.config.classes) != (1, 10):
+            raise UserError(f"{path} is no classifier of digits; delete it: it is made again")
+        return model
+    images, labels = _labelled(data_root, "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = _train(images, labels)
-    right = accuracy(model, mnist_images(data_root, "test"), mnist_labels(data_root, "test"))
+    right = accuracy(model, *_labelled(data_root, "test"))
     if right < AT_LEAST:
         raise UserError(
             f"the classifier gets {right:.1%} of MNIST's test set right, but distances in its "
@@ -41,6 +44,16 @@ def mnist_classifier(
         )
     save_model(path, model, {"test_accuracy": right})
     return model
+
+
+def _labelled(data_root: str | Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Digits and what they are; UserError where they do not belong together."""
+    images, labels = mnist_images(data_root, split), mnist_labels(data_root, split)
+    if len(images) != len(labels) or labels.max() > 9:
+        raise UserError(
+            f"labels in {data_root} are not of its digits; put MNIST's four files there"
+        )
+    return images, labels
 
 
 def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:

@@ -36,7 +36,7 @@ from generation.pipeline import Pipeline
 from generation.seeing import TrainingSet
 from training import figures
 from training.checkpoint import fingerprint
-from training.progress import told
+from training.progress import dispensable, told
 from training.records import read_records
 
 MOST_REAL = 10_000  # test images compared with, at most
@@ -73,7 +73,7 @@ def evaluate_denoiser(
     Raises UserError as check_out and fill_folder do.
     """
     # Samples: what would stop or spoil the evaluation is said before they are made.
-    check_out(pipeline, folder)
+    check_out(pipeline, folder, [folder / "trade.png"])
     test, train, spaces, codec = reference.test, reference.train, reference.spaces, pipeline.codec
     count, against = len(seeds), min(test.size, MOST_REAL)
     planned = {"samples": count, "test images": against, "training images": min(train.size, count)}
@@ -138,7 +138,8 @@ def publish(folder: Path, record: Mapping[str, Any]) -> None:
     """Print a record, and keep it in its folder of samples: evaluation.jsonl, trade.png."""
     print_evaluation(record)
     save_record(folder / "evaluation.jsonl", record)
-    draw_trade(folder, record)
+    with dispensable("trade.png"):  # made of records of other folders too
+        draw_trade(folder, record)
 
 
 def print_evaluation(record: Mapping[str, Any]) -> None:

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.files import first_line, open_regular
 from data.batches import load_batches
-from data.decoding import open_picture
+from data.damage import Unreadable, named_damage
+from data.decoding import open_picture, prepare
 from data.images import ImageDataset
 from data.order import fixed_sample
 from data.pixels import to_pixels
@@ -104,9 +106,23 @@ def dataset_images(name: str, dataset: ImageDataset, workers: int) -> RealImages
 def read_pictures(paths: Sequence[Path]) -> Iterator[torch.Tensor]:
     """uint8 batches (B, C, H, W) of PNGs of one size."""
     for i in range(0, len(paths), BATCH):
-        arrays = [np.asarray(open_picture(path)) for path in paths[i : i + BATCH]]
+        arrays = [_pixels(path) for path in paths[i : i + BATCH]]
+        for path, array in zip(paths[i:], arrays, strict=False):
+            if array.shape != arrays[0].shape:
+                raise UserError(f"{path} has another size; remove it: it is made again")
         batch = torch.from_numpy(np.stack(arrays))
         yield batch[:, None] if batch.ndim == 3 else batch.permute(0, 3, 1, 2).contiguous()
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """Of a PNG, uint8; UserError where it cannot be read."""
+    try:
+        with open_regular(path) as file, open_picture(file) as image, named_damage():
+            prepare(image, (image.height, image.width))
+            return np.asarray(image)
+    except (OSError, Unreadable) as error:
+        why = first_line(error)
+        raise UserError(f"{path} cannot be read ({why}); remove it: it is made again") from None
 
 
 # ---- What is kept of them -----------------------------------------------------------------------

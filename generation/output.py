@@ -10,7 +10,7 @@ import torch
 
 from common.choices import PICTURES
 from common.errors import UserError
-from common.files import make_folder
+from common.files import make_folder, open_regular, remove_leftovers
 from data.damage import Unreadable
 from data.decoding import open_picture
 from data.pixels import to_uint8
@@ -20,6 +20,8 @@ from generation.seeing import TrainingSet
 from training import figures
 from training.checkpoint import fingerprint
 from training.records import append_record
+
+DEFAULT_NAMES = "generated", "film", "interpolate", "neighbours", "trade"  # in fig/
 
 
 def make_pictures(
@@ -73,12 +75,15 @@ def check_out(pipeline: Pipeline, out: Path, made: Sequence[Path] = ()) -> None:
     if as_grid and out.is_dir():
         raise UserError(f"--out {out} is a folder; for single pictures name it without an ending")
     for path in made:
-        foreign = as_grid and path.exists() and path.parts[0] != "fig"
-        if foreign and not figures.made_here(path):
+        # Earlier versions left no mark in pictures; the places that they chose are ours.
+        ours = Path("fig").resolve() in path.resolve().parents and path.stem in DEFAULT_NAMES
+        is_foreign = path.exists() and not path.is_dir() and not ours
+        if is_foreign and not figures.made_here(path):
             raise UserError(f"--out: {path} is there, and was not made here; choose another name")
     folder = out.parent if as_grid else out
     try:
         make_folder(folder)
+        remove_leftovers(folder)
     except UserError as error:
         raise UserError(f"--out {out}: {error}") from None
 
@@ -123,9 +128,9 @@ def fill_folder(pipeline: Pipeline, seeds: Sequence[int], folder: Path) -> None:
 def _check_made_alike(path: Path, text: dict[str, str]) -> None:
     """Raise UserError unless the PNG's text says that it was made with these settings."""
     try:
-        with open_picture(path) as image:
+        with open_regular(path) as file, open_picture(file) as image:
             found = image.info  # the pixels are not decoded
-    except Unreadable:
+    except (OSError, Unreadable):
         found = {}
     for key, value in text.items():
         if key not in found:

@@ -173,14 +173,24 @@ def test_a_stop_while_importing_is_one_line(tmp_path):
     assert done.returncode == 130 and done.stderr == "interrupted\n"
 
 
+def test_a_time_limit_holds_for_all_that_is_done(tmp_path):
+    """Also while latents are cached: status 0."""
+    code = "import time\nfrom types import SimpleNamespace\nfrom command_line import entry\n"
+    code += "args = SimpleNamespace(deadline=time.monotonic() + 0.2)\n"
+    code += "entry.run(lambda args: time.sleep(30), args)"
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0 and done.stderr == "stopped by --time-limit\n"
+
+
 def test_nohup_is_heeded(tmp_path):
     code = "import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\nprint('still here')"
     assert begun(code, tmp_path, "nohup {}").stdout == "still here\n"
 
 
-def test_several_processes_of_torchrun_are_refused(tmp_path):
-    done = begun("print('trained')", tmp_path, WORLD_SIZE="2")
-    assert done.returncode == 2 and "not with torchrun" in done.stderr and not done.stdout
+@pytest.mark.parametrize(("size", "status"), [("2", 2), ("1", 0), ("", 0), ("many", 2)])
+def test_several_processes_of_torchrun_are_refused(tmp_path, size, status):
+    done = begun("print('trained')", tmp_path, WORLD_SIZE=size)
+    assert done.returncode == status and ("not with torchrun" in done.stderr) == bool(status)
 
 
 def test_a_backend_for_notebooks_does_not_decide_whether_a_script_starts(tmp_path):

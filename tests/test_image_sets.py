@@ -5,6 +5,7 @@ import torch
 from helpers import cpu, randomize, small_autoencoder
 from PIL import Image
 
+from common.errors import UserError
 from data.latents import LatentStats
 from data.pixels import to_pixels, to_uint8
 from generation import image_sets
@@ -105,3 +106,12 @@ def test_spaces_of_an_autoencoder_are_its_latents_and_features():
         h = autoencoder.encoder.features(x)
         torch.testing.assert_close(deepest.features(x), h.mean(dim=(2, 3)))
     assert fingerprint(autoencoder)[:8] in latents.name
+
+
+def test_a_picture_that_cannot_be_used_is_named(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for name, content in (("b.png", b"no picture"), ("c.png", None)):
+        path = tmp_path / name
+        Image.new("RGB", (5, 5)).save(path) if content is None else path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}.*remove it: it is made again"):
+            list(read_pictures([tmp_path / "a.png", path]))

@@ -44,3 +44,9 @@ def test_a_lock_leaves_nothing_behind(tmp_path):
     lock.release()
     assert not (tmp_path / "l").exists()
     assert holder(tmp_path, "pass").wait() == 0 and not (tmp_path / "l").exists()
+
+
+def test_a_pipe_of_its_name_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "l")
+    with pytest.raises(OSError):
+        Lock(tmp_path / "l", "")

@@ -119,3 +119,37 @@ def test_an_infinite_gradient_moves_no_weight_in_fp16():
         assert optimizer.step(sum(p.sum() for p in model.parameters()), 1.0).isfinite()
         assert optimizer.skipped == 0
         assert not any(map(torch.equal, before, model.parameters()))
+
+
+def spoiled(state, **other):
+    """A state of an Optimizer whose first AdamW moments are others; None: left out."""
+    moments = {**state["adamw"]["state"][0], **other}
+    moments = {k: v for k, v in moments.items() if v is not None}
+    return {**state, "adamw": {**state["adamw"], "state": {**state["adamw"]["state"], 0: moments}}}
+
+
+def test_moments_that_do_not_fit_are_refused():
+    """Fused kernels would write beyond them."""
+    model = nn.Linear(4, 4)
+    optimizer = Optimizer(model, "adamw", 0.1, cpu())
+    optimizer.step(model(torch.ones(2, 4)).sum(), 1.0)
+    state = optimizer.state_dict()
+    for other in (
+        {"exp_avg": torch.zeros(3)}, {"exp_avg_sq": None}, {"step": torch.zeros(2)},
+        {"exp_avg_sq": -torch.ones(4, 4)}, {"more": torch.zeros(4, 4)},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="moments"):
+            Optimizer(model, "adamw", 0.1, cpu()).load_state_dict(spoiled(state, **other))
+
+
+def test_how_an_optimizer_works_is_not_taken_from_a_state():
+    model = nn.Linear(4, 4)
+    optimizer = Optimizer(model, "adamw", 0.1, cpu())
+    optimizer.step(model(torch.ones(2, 4)).sum(), 1.0)
+    state = optimizer.state_dict()
+    groups = [
+        {**group, "betas": (1, 1), "amsgrad": True} for group in state["adamw"]["param_groups"]
+    ]
+    optimizer.load_state_dict({**state, "adamw": {**state["adamw"], "param_groups": groups}})
+    group = optimizer.optimizers["adamw"].param_groups[0]
+    assert group["betas"] == (0.9, 0.99) and not group["amsgrad"]

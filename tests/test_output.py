@@ -2,7 +2,9 @@
 
 import gc
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,3 +165,24 @@ def test_a_picture_that_was_not_made_here_is_not_written_over(tmp_path, ending):
     foreign.unlink()
     for seeds in ([1], [2]):
         make_pictures(small_pipeline(), seeds, out, film=ending == "gif")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has none")
+def test_no_pipe_is_waited_for(tmp_path):
+    for name in ("a.png", "seed000001.png"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="a.png is there, and was not made here"):
+        make_pictures(small_pipeline(), [1], tmp_path / "a.png")
+    with pytest.raises(UserError, match="does not say how it was made"):
+        make_pictures(small_pipeline(), [1], tmp_path)
+
+
+def test_pictures_in_fig_are_not_all_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fig" / "kind").mkdir(parents=True)
+    for name in ("fig/../mine.png", "fig/holiday.png", "fig/kind/holiday.png"):
+        Image.new("L", (4, 4)).save(name)
+        with pytest.raises(UserError, match="was not made here"):
+            make_pictures(small_pipeline(), [1], Path(name))
+    Image.new("L", (4, 4)).save("fig/kind/generated.png")  # of an earlier version
+    make_pictures(small_pipeline(), [1], Path("fig/kind/generated.png"))

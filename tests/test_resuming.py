@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import run_python
 
 from common.errors import UserError
@@ -105,3 +106,22 @@ def test_a_run_that_went_on_after_its_state_was_read_is_refused():
     os.utime(path, (1, 1))
     with pytest.raises(UserError, match="another process has gone on with the run a"):
         lock_run(path.parent, "a", read)
+
+
+@pytest.mark.parametrize("settings", [{"batch": 0}, {"batch": "x"}, {"steps": 0}, {"channels": 8}])
+def test_settings_that_no_run_has_are_refused(settings):
+    """Such as another width than that of its networks, which would be built for nothing."""
+    settings = {**state()["settings"], "channels": 4, **settings}
+    model = {"weight": torch.zeros(4, 3)}
+    save_state("checkpoints/kind/a.state", state(settings=settings, model=model))
+    with pytest.raises(UserError, match=r"checkpoints/kind/a.state[^\n]*start a new run"):
+        find_state("a", None, "kind")
+
+
+def test_an_older_copy_does_not_replace_a_state():
+    save_state("checkpoints/kind/a.state", state(step=5))
+    save_state("backup/a.state", state(step=2))
+    with pytest.raises(UserError, match="backup/a.state would replace checkpoints/kind/a.state"):
+        find_state("backup/a.state", None, "kind")
+    Path("checkpoints/kind/a.state").unlink()
+    assert find_state("backup/a.state", None, "kind")["step"] == 2

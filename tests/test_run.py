@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import math
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +21,12 @@ from helpers import (
     write_mnist,
 )
 
+import train_encoder
 from common.errors import UserError
 from data.order import ShuffledOrder
 from training.checkpoint import load_model, load_state, save_model
 from training.optimizer import Optimizer
+from training.progress import Progress
 from training.records import read_metrics
 from training.run import Run, total_steps
 
@@ -397,3 +400,43 @@ def test_a_state_is_kept_every_ten_minutes(digits, monkeypatch):
     run_digits("--steps", 10, *SMALL)
     # 250 s from one look at the clock to the next: over 600 s have gone at every third.
     assert saved == [3, 6, 9, 10]
+
+
+def test_data_that_fail_cost_nothing_that_was_learnt(pictures, monkeypatch):
+    """Between two states: what the network has learnt until then is saved before the run ends."""
+    flags = ("--data", "pictures", "--size", "16x16", "--gan-weight", 0, "--batch", 2)
+    whole = train_encoder.autoencoder.load_batches
+
+    def failing(*arguments, **more):
+        for i, batch in enumerate(whole(*arguments, **more)):
+            if i == 3 and more:
+                raise UserError("the pictures have gone")
+            yield batch
+
+    monkeypatch.setattr("training.autoencoder.load_batches", failing)
+    with pytest.raises(UserError, match="the pictures have gone"):
+        run_encoder(*flags, "--channels", 8, "--steps", 9, "--save-every", 100, "--name", "a")
+    assert load_state("checkpoints/autoencoder/a.state")["step"] == 3
+
+
+def test_a_ctrl_c_that_arrives_twice_is_one(digits, monkeypatch):
+    add = Progress.add
+
+    def twice(progress, **values):
+        for _ in range(2 * (progress.done == 2)):
+            signal.raise_signal(signal.SIGINT)
+        add(progress, **values)
+
+    monkeypatch.setattr(Progress, "add", twice)
+    with pytest.raises(KeyboardInterrupt):
+        run_digits("--steps", 9, *SMALL, "--name", "a", "--save-every", 100)
+    assert load_state("checkpoints/mnist/a.state")["step"] == 3
+
+
+def test_a_time_limit_ends_a_run_with_status_0(digits):
+    with pytest.raises(SystemExit) as end:
+        run_digits("--steps", 900, *SMALL, "--name", "a", "--time-limit", 1e-9)
+    assert end.value.code == 0
+    assert load_state("checkpoints/mnist/a.state")["step"] == 1
+    run_digits("--resume", "--steps", 2)
+    assert not Path("checkpoints/mnist/a_stopped.safetensors").exists()

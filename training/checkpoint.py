@@ -5,6 +5,7 @@ and what whoever uses it has to know. A state is a nested dict of tensors and pl
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -29,6 +30,7 @@ from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.unet import UNet, UNetConfig
 
 VERSION = "1"
+MOST_VALUES = 2**23  # of an x0, and pixels of an image: 2896 x 2896
 MALFORMED = AttributeError, KeyError, TypeError, ValueError, RecursionError  # of trees in JSON
 NOT_FINITE_ADVICE = (
     "a smaller --lr or --precision fp32 may help; --resume goes back to the last saved state"
@@ -77,6 +79,8 @@ def check_fields(path: str | Path, found: dict[str, Any], needed: Collection[str
     for name, pattern in FIELDS.items():
         if name in found and not _fits(pattern, found[name]):
             raise DamagedError(path, f"its {name} is {short(found[name])}")
+        if name in ("size", "shape") and math.prod(found.get(name, [])) > MOST_VALUES:
+            raise DamagedError(path, f"its {name}, {found[name]}, is beyond what can be computed")
 
 
 def _fits(pattern: str, value: Any) -> bool:

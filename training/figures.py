@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from common.files import write_atomic
+from common.files import open_regular, write_atomic
 from data.damage import Unreadable
 from data.decoding import open_picture
 from data.pixels import to_display, to_pixels, to_uint8
@@ -61,9 +61,9 @@ def save_animation(path: str | Path, frames: Sequence[torch.Tensor], columns: in
 def made_here(path: str | Path) -> bool:
     """Whether a picture that is there was made by this file."""
     try:
-        with open_picture(path) as image:
+        with open_regular(path) as file, open_picture(file) as image:
             mark = image.info.get("Software") or image.info.get("comment")
-    except Unreadable:
+    except (OSError, Unreadable):
         return False
     return mark in (MADE_BY, MADE_BY.encode())
 

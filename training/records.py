@@ -8,6 +8,8 @@ from typing import Any
 
 from common.files import write_atomic
 
+LARGEST = 2**27  # bytes
+
 
 def read_metrics(path: Path, name: str) -> list[dict]:
     """The records of one run, in order; [] where there is no file.
@@ -77,6 +79,8 @@ def _is_number(value: Any) -> bool:
 
 def _lines(path: Path) -> list[bytes]:
     """With their ends; each ends with one, so that a torn one is not gone on with."""
+    if path.is_file() and path.stat().st_size > LARGEST:
+        raise OSError(f"{path} is too large for a file of records; move it away")
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     return [line if line.endswith(b"\n") else line + b"\n" for line in lines]
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from common.errors import UserError
 from common.locks import Lock
 from data.order import ShuffledOrder
@@ -34,10 +36,11 @@ def find_state(resume: str | None, name: str | None, task: str) -> dict | None:
         raise UserError(
             f"--resume: no run {resume} in {folder}" + f"; there are {there}" * bool(there)
         )
+    own = folder / f"{path.stem}.state"
+    if own.is_file() and not own.samefile(path):
+        raise UserError(f"--resume {path} would replace {own}; move that away first")
     read_at = path.stat().st_mtime_ns
-    state = checkpoint.load_state(path)
-    _check_state(path, state, folder)
-    return {**state, "read": (path, read_at)}
+    return {**load_checked(path, folder), "read": (path, read_at)}
 
 
 def check_free(folder: Path, name: str) -> None:
@@ -64,9 +67,12 @@ def lock_run(folder: Path, name: str, state: dict | None) -> Lock:
     return lock
 
 
-def _check_state(path: Path, state: dict, folder: Path) -> None:
-    """Raise UserError where a state has not what Run takes from it; networks and optimizers are
-    checked when they take their tensors, settings by the flags they belong to."""
+def load_checked(path: Path, folder: Path) -> dict:
+    """The state of a run in folder. Raises UserError where it has not what Run takes from it;
+    networks and optimizers are checked when they take their tensors, settings by their flags."""
+    if not path.is_file():
+        raise UserError(f"{path} is gone, from which a longer run would go on; keep its --steps")
+    state = checkpoint.load_state(path)
     wanted = {
         "folder": str, "step": int, "skipped": int, "begun_as": int, "fall_start": int,
         "settings": dict, "ids": dict, "configs": dict, "random": dict,
@@ -74,10 +80,11 @@ def _check_state(path: Path, state: dict, folder: Path) -> None:
     wrong = [k for k, kind in wanted.items() if type(state.get(k)) is not kind]
     if not isinstance(state.setdefault("valid_loss", None), float | None):
         wrong.append("valid_loss")
-    if not wrong and type(state["settings"].get("steps")) is not int:
+    numbers = [state["settings"].get(k, 1) for k in ("steps", "batch")] if not wrong else []
+    if not all(type(n) is int and n > 0 for n in numbers):
         wrong = ["settings"]
     counts = [state[k] for k, kind in wanted.items() if kind is int and k not in wrong]
-    if wrong or min(counts) < 0 or max(counts) > 10**12:
+    if wrong or min(counts) < 0 or max(counts) > 10**12 or state["begun_as"] == 0:
         what = f"its {wrong[0]} is missing or wrong" if wrong else "a number in it is impossible"
         raise UserError(
             f"{path} was not written by this version of the code ({what}); start a new run"
@@ -87,6 +94,11 @@ def _check_state(path: Path, state: dict, folder: Path) -> None:
         raise UserError(f"{path} {belongs}")
     if state["settings"].get("name") != path.stem:
         raise UserError(f"{path} is of a run of another name; give the file its name back")
+    # Before a network of that width is built.
+    weights = [w for w in state.get("model", {}).values() if isinstance(w, torch.Tensor)]
+    if weights and state["settings"].get("channels") not in {n for w in weights for n in w.shape}:
+        raise UserError(f"{path}: its networks are not of its settings; start a new run")
+    return state
 
 
 def check_same_data(state: dict | None, data_id: str) -> None:

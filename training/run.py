@@ -22,12 +22,13 @@ from models.draws import Draws
 from training import checkpoint
 from training.optimizer import LrSchedule, Optimizer
 from training.progress import Progress, dispensable, file_size, told
-from training.resuming import in_batches_of, lock_run
+from training.resuming import in_batches_of, load_checked, lock_run
 from training.runtime import Runtime, random_state, set_random_state
 from training.series import Series
 
 STATE_EVERY = 600  # seconds between states, so that a power failure costs at most that much
 NUM_VALID = 256  # most validation images behind the figures of a run
+TWICE_AFTER = 1.0  # seconds: what launchers forward arrives twice, and is one Ctrl-C
 LAST_FIGURE = "losses.png"  # that which every loop draws last
 PROLONG = "to go on, pass a larger --epochs or --steps"
 
@@ -91,7 +92,7 @@ class Run:
         state = in_batches_of(state, order) if state else None
         fallen = state is not None and state["step"] > state["fall_start"]
         if state and fallen and lr_schedule == "trapezoid" and steps > state["settings"]["steps"]:
-            state = in_batches_of(checkpoint.load_state(self._before_fall), order)
+            state = in_batches_of(load_checked(self._before_fall, self.folder), order)
             fallen = False
             print(f"going on from step {state['step']}, before the learning rate fell")
         self._state = state
@@ -113,7 +114,8 @@ class Run:
         self.series = Series(name, {}, {})
         # The newest, by which the best checkpoint is known.
         self.valid_loss: float | None = state["valid_loss"] if state else None
-        self._saved_at, self._stop = time.monotonic(), 0
+        self._saved_at, self._stop, self._asked_at = time.monotonic(), 0, 0.0
+        self._done = self._saved_done = self.start
         self._dispensing = False
 
     def take(self, parts: dict[str, Any], networks: dict[str, nn.Module], facts: dict) -> None:
@@ -171,13 +173,18 @@ class Run:
     def progress(self) -> Iterator[Progress]:
         """The Progress of the run. A signal only asks for a stop, which end_step makes."""
         handlers: dict[int, Any] = {}
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
             if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
                 handlers[number] = signal.signal(number, self._ask_to_stop)
         try:
             with Progress(self.metrics, self.name, self.start, self.steps, self.order.batch) as bar:
                 yield bar
+        except (UserError, OSError):  # of the data, for example: what was learnt is good
+            if self._done > self._saved_done:
+                with dispensable("state"):
+                    self.save_state(self._done)
+            raise
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -185,9 +192,9 @@ class Run:
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         if not self._stop:
-            self._stop = number
+            self._stop, self._asked_at = number, time.monotonic()
             tqdm.write("stopping after this step; Ctrl-C once more stops at once, without saving")
-        elif number == signal.SIGINT:
+        elif number == signal.SIGINT and time.monotonic() - self._asked_at > TWICE_AFTER:
             raise KeyboardInterrupt
         if self._dispensing:
             raise EnoughError("a stop was asked for")
@@ -245,6 +252,7 @@ class Run:
         The state comes first, with each checkpoint and every STATE_EVERY seconds: what a kill
         leaves undone after it, catch_up does when the run is resumed.
         """
+        self._done = done
         self._keep_before_fall(done)
         if self.save_due(done) or time.monotonic() - self._saved_at > STATE_EVERY:
             self.save_state(done)
@@ -263,7 +271,8 @@ class Run:
         if self.start and self.save_due(self.start):
             self.series.save(self.start, self.epoch(self.start), self.valid_loss)
         drawn, saved = self.fig / LAST_FIGURE, self.state_path
-        is_new = drawn.is_file() and drawn.stat().st_mtime_ns >= saved.stat().st_mtime_ns
+        is_new = saved.is_file() and drawn.is_file()
+        is_new = is_new and drawn.stat().st_mtime_ns >= saved.stat().st_mtime_ns
         if self.start and self.figures_due(self.start) and not is_new:
             self._draw(draw)
 
@@ -273,7 +282,8 @@ class Run:
             self._dispensing = True
             draw()
             for path in self.fig.glob("*.png"):
-                write_atomic(self.fig.parent / path.name, partial(shutil.copyfile, path))
+                if path.is_file() and not path.is_symlink():
+                    write_atomic(self.fig.parent / path.name, partial(shutil.copyfile, path))
         self._dispensing = False
 
     def _end(self, done: int) -> None:
@@ -284,7 +294,8 @@ class Run:
         tqdm.write(f"stopped after step {done}; --resume goes on from there")
         if self._stop == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + self._stop if self._stop else 0)
+        in_time = self._stop in (0, getattr(signal, "SIGALRM", 0))  # --time-limit
+        raise SystemExit(0 if in_time else 128 + self._stop)
 
     def _keep_before_fall(self, done: int) -> None:
         """The state from which a prolonged run goes on, where the learning rate falls from here."""
@@ -309,7 +320,7 @@ class Run:
             "random": random_state(self.runtime.device),
         }
         checkpoint.save_state(path or self.state_path, tree)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_done = time.monotonic(), done
 
 
 def _configs(parts: dict[str, Any]) -> dict[str, Any]:

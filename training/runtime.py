@@ -113,6 +113,8 @@ def _device(choice: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(choice)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise NotImplementedError("cpu, cuda and mps are known")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {choice} cannot be used here: {first_line(error)}") from None

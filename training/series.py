@@ -70,7 +70,8 @@ class Series:
         """Remove what is neither among the newest nor the best."""
         paths = Path("checkpoints", task).glob(f"{self.name}_epoch*.safetensors")
         found = [(path, self._saved(path)) for path in paths]
-        mine = [(p, facts) for p, facts in found if facts.get("run") == self.name]
+        mine = [(p, facts) for p, facts in found
+                if facts.get("run") == self.name and type(facts.get("step")) is int]  # fmt: skip
         mine.sort(key=lambda item: item[1]["step"])
         best = min(mine, key=lambda item: _loss(item[1]))[0]
         for path, _ in mine[: -(self.keep or 1)]:
@@ -81,4 +82,4 @@ class Series:
 def _loss(facts: dict[str, Any]) -> float:
     """The validation loss of a checkpoint; infinite where it was not measured."""
     loss = facts.get("valid_loss")
-    return math.inf if loss is None else loss
+    return loss if isinstance(loss, float) else math.inf
