@@ -224,6 +224,9 @@ def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any], dict[str
     autoencoder, trained_on = load_model(encoder, "AutoencoderKL", ("data",))
     if fingerprint(autoencoder) != wanted:
         raise UserError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
+    made = autoencoder.latent_shape(facts["size"])
+    if made != tuple(facts["shape"]) or autoencoder.config.image_channels not in (1, 3):
+        raise UserError(f"{path} makes latents of {facts['shape']}, but {encoder} has {list(made)}")
 
     # Both, on the device.
     runtime = Runtime(args.device, args.precision, args.workers)

@@ -19,6 +19,7 @@ import torch
 
 from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
 from common.choices import NUM_STEPS
+from common.errors import UserError
 from data.mnist import mnist_images
 from data.order import ShuffledOrder
 from data.pixels import to_pixels
@@ -36,6 +37,7 @@ from training.resuming import check_same_data, find_state
 from training.run import NUM_VALID, Run, Saving, total_steps
 from training.runtime import Runtime
 
+SHAPE = [1, 28, 28]  # of a digit
 CHANNEL_MULT = 1, 2, 2  # of the widths, level by level
 
 
@@ -85,7 +87,7 @@ def train(args: Arguments) -> None:
     )  # fmt: skip
 
     # Train; a checkpoint says what its user has to know.
-    facts = {"space": "pixels", "shape": [1, 28, 28], "data": "mnist", "data_root": args.data_root}
+    facts = {"space": "pixels", "shape": SHAPE, "data": "mnist", "data_root": args.data_root}
     facts["scheduler"] = asdict(scheduler.config)
     denoiser.train(run, learner, data, facts)
 
@@ -127,6 +129,8 @@ def evaluate(args: Arguments) -> None:
 def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any]]:
     """(Pipeline of a denoiser's checkpoint, the checkpoint's facts)."""
     model, scheduler, facts = load_denoiser(path, "pixels")
+    if facts["shape"] != SHAPE:
+        raise UserError(f"{path} makes pictures of {facts['shape']}, but digits are {SHAPE}")
     runtime = Runtime(args.device, args.precision)
     settings = {"eta": args.eta, "sigma_scale": args.sigma_scale}
     pipeline = Pipeline(

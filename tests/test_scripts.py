@@ -31,11 +31,11 @@ from data.pixels import to_uint8
 from generation.pipeline import load_denoiser
 from models.diffusion import epsilon
 from models.samplers import picture_noise, sample
-from training.checkpoint import fingerprint, save_model
+from training.checkpoint import fingerprint, load_model, save_model
 
 SCHEDULER = asdict(scheduler(clip_x0=True).config)
 FEW = ("--num-images", 3, "--sampling-steps", 4, *CPU)
-PIXELS = {"space": "pixels", "shape": [1, 8, 8], "scheduler": SCHEDULER}
+PIXELS = {"space": "pixels", "shape": [1, 28, 28], "scheduler": SCHEDULER}
 
 
 @pytest.fixture(scope="module")
@@ -379,3 +379,15 @@ def test_a_run_that_cannot_save_does_not_begin(tmp_path, script, arguments, bloc
     status, out, err = run_script(script, *arguments, cwd=tmp_path, check=False)
     assert status == 2 and re.match(rf"{script}: error: {blocked}\S* cannot be made \(", err)
     assert len(err.splitlines()) == 1 and "machine:" not in out
+
+
+def test_facts_that_do_not_fit_together_are_refused_before_anything_is_made(trained):
+    """Digits of another size; latents that the autoencoder does not make."""
+    model, facts = load_model(trained / "digits.safetensors", "UNet")
+    save_model(trained / "wide.safetensors", model, {**facts, "shape": [1, 32, 32]})
+    message = refused("mnist_diffusion.py", "--show", "wide.safetensors", cwd=trained)
+    assert "wide.safetensors makes pictures of [1, 32, 32], but digits are [1, 28, 28]" in message
+    model, facts = load_model(trained / "faces.safetensors", "UNet")
+    save_model(trained / "wide.safetensors", model, {**facts, "shape": [3, 8, 8]})
+    message = refused("latent_diffusion.py", "--show", "wide.safetensors", *ENCODER, cwd=trained)
+    assert "wide.safetensors makes latents of [3, 8, 8], but" in message
