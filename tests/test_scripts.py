@@ -105,7 +105,7 @@ def test_show_pixels_as_grid_and_folder(trained):
         np.asarray(Image.open(trained / folder / "seed000006.png"), dtype=int)
         for folder in ("single", "again")
     )
-    assert one.shape == (8, 8) and one.std() > 1 and abs(one - other).max() <= 1
+    assert one.shape == (28, 28) and one.std() > 1 and abs(one - other).max() <= 1
 
 
 def test_show_latents_with_and_without_encoder(trained):
