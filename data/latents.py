@@ -268,14 +268,11 @@ def read_manifest(folder: Path) -> tuple[LatentStats, dict[str, list[str]], dict
         if found.pop(DIGEST, None) != (files.json_digest(found) if "digests" in found else None):
             raise ValueError("it is not as written")
         shards = {split: list(found["shards"][split]) for split in ("train", "valid")}
-        if not all(SHARD_NAME.fullmatch(name) for names in shards.values() for name in names):
-            raise ValueError("it names what is no shard")
-        if not re.fullmatch(STATS, json.dumps(found["stats"])):
-            raise ValueError("its stats are no numbers")
-        names = [name for names in shards.values() for name in names]
-        digests = found.get("digests", {})
-        if len(set(names)) < len(names) or type(digests) is not dict:
-            raise ValueError("it names a shard twice, or has no table of digests")
+        names, digests = sum(shards.values(), []), found.get("digests", {})
+        if not all(map(SHARD_NAME.fullmatch, names)) or len(set(names)) < len(names):
+            raise ValueError("it names what is no shard, or one twice")
+        if not re.fullmatch(STATS, json.dumps(found["stats"])) or type(digests) is not dict:
+            raise ValueError("its stats or digests are none")
         return LatentStats(**found["stats"]), shards, digests
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(path, str(error)) from None
@@ -344,9 +341,7 @@ class LatentDataset:
         noise: Callable[[torch.Size], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Whitened samples of the posteriors of these images: (B, c, h, w) float32 on device.
-
-        noise: (c, h, w) -> standard normal (B, c, h, w) on that device; None: torch's own.
-        """
+        noise: (c, h, w) -> standard normal (B, c, h, w) on that device; None: torch's own."""
         cuda = torch.device(device).type == "cuda"  # which need not be waited for
         moments = self.moments(indices).to(device, non_blocking=cuda).float()
         mean, logvar = moments.chunk(2, dim=1)

@@ -13,12 +13,12 @@ def test_progress_averages_and_appends(tmp_path):
     path = tmp_path / "fig" / "metrics.jsonl"
     with Progress(path, "run", 0, 4, 8) as progress:
         for value in (1.0, 3.0):
-            progress.add(loss=torch.tensor(value), vector=torch.tensor([value, 0.0]))
+            progress.add(loss=torch.tensor(value), band_loss=torch.tensor([value, 0.0]))
         progress.report(progress.means(), epoch=1)
         progress.add(loss=torch.tensor(7.0))
         progress.report(progress.means())
     first, second = read_metrics(path, "run")
-    assert first["loss"] == 2 and first["vector"] == [2, 0] and first["step"] == 2
+    assert first["loss"] == 2 and first["band_loss"] == [2, 0] and first["step"] == 2
     assert second["loss"] == 7 and second["step"] == 3 and second["images_per_second"] > 0
     assert read_metrics(path, "other") == []
 

@@ -309,7 +309,8 @@ def test_autoencoders_are_validated_on_held_out_images(folder, monkeypatch):
     )
     encoder("--gan-weight", 0)
     held_out = open_images("pictures", None, (16, 16))["valid"]
-    assert torch.equal(seen[0], to_pixels(torch.stack([image for _, image in held_out])))
+    held_out = [held_out[i][1] for i in fixed_sample(len(held_out), 256).tolist()]
+    assert torch.equal(seen[0], to_pixels(torch.stack(held_out)))
 
 
 def compared(monkeypatch):
