@@ -1,11 +1,18 @@
 """Fixtures of several files of tests."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from data import download
 from training.run import Run
+
+# The same examples at each run, however slow the machine is.
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
+settings.register_profile("same", deadline=None, derandomize=True, max_examples=EXAMPLES)
+settings.load_profile("same")
 
 
 @pytest.fixture
