@@ -269,8 +269,9 @@ def read_manifest(folder: Path) -> tuple[LatentStats, dict[str, list[str]], dict
             raise ValueError("it is not as written")
         shards = {split: list(found["shards"][split]) for split in ("train", "valid")}
         names, digests = sum(shards.values(), []), found.get("digests", {})
-        if not all(map(SHARD_NAME.fullmatch, names)) or len(set(names)) < len(names):
-            raise ValueError("it names what is no shard, or one twice")
+        right = shards["train"] and all(map(SHARD_NAME.fullmatch, names))
+        if not right or len(set(names)) < len(names):
+            raise ValueError("it names what is no shard, or one twice, or none")
         if not re.fullmatch(STATS, json.dumps(found["stats"])) or type(digests) is not dict:
             raise ValueError("its stats or digests are none")
         return LatentStats(**found["stats"]), shards, digests
