@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable
 
-from common.choices import PICTURES
+from common.choices import MOST_PIXELS, PICTURES
 
 
 def integer(low: int, high: int, multiple: int = 1) -> Callable[[str], int]:
@@ -48,6 +48,8 @@ def size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if not match or "0" in match.groups():
         raise argparse.ArgumentTypeError(f"{text} is no size; write HxW, as in 208x176")
+    if int(match[1]) * int(match[2]) > MOST_PIXELS:
+        raise argparse.ArgumentTypeError(f"{text} has more than {MOST_PIXELS:,} pixels")
     return int(match[1]), int(match[2])
 
 

@@ -31,6 +31,7 @@ from data.tensor_files import TensorFile, write_tensors
 from generation.pipeline import load_denoiser
 from models.classifier import Classifier, ClassifierConfig
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
+from models.unet import UNet, UNetConfig
 from training import checkpoint
 from training.checkpoint import (
     checkpoints_in,
@@ -480,3 +481,11 @@ def test_a_state_is_shown_by_its_averaged_weights(tmp_path):
         save_state(tmp_path / "b.state", {k: v for k, v in tree.items() if k != key})
         with pytest.raises(UserError, match=r"b\.state (is damaged|does not fit)"):
             load_model(tmp_path / "b.state", "UNet")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 1e-5, 2.5e-7, 0.999999])
+def test_every_dropout_that_can_be_typed_can_be_read(tmp_path, dropout):
+    """JSON writes small ones with an exponent."""
+    network = UNet(UNetConfig(1, (8, 8), 1, 8, dropout))
+    save_model(tmp_path / "m.safetensors", network, {})
+    assert load_model(tmp_path / "m.safetensors", "UNet")[0].config.dropout == dropout

@@ -290,3 +290,10 @@ def test_latents_that_predict_eps_have_no_cosine_schedule(capsys):
     with pytest.raises(SystemExit):
         parse_latent([*train, "--schedule", "cosine"])
     assert "--schedule cosine does not go with --prediction eps" in capsys.readouterr().err
+
+
+def test_a_size_that_no_checkpoint_may_have_is_refused_before_the_training(capsys):
+    with pytest.raises(SystemExit):
+        parse_encoder(["--size", "4096x4096"])
+    assert "4096x4096 has more than 8,388,608 pixels" in capsys.readouterr().err
+    assert parse_encoder(["--size", "2048x2048"]).size == (2048, 2048)

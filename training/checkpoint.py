@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.choices import PREDICTIONS, SCHEDULES
+from common.choices import MOST_PIXELS, PREDICTIONS, SCHEDULES
 from common.errors import AbsentError, DamagedError, UnreadableError, UserError, short
 from common.files import first_line, parse_json, reading
 from data import tensor_files
@@ -30,7 +30,6 @@ from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.unet import UNet, UNetConfig
 
 VERSION = "1"
-MOST_VALUES = 2**23  # of an x0, and pixels of an image: 2896 x 2896
 MALFORMED = AttributeError, KeyError, TypeError, ValueError, RecursionError  # of trees in JSON
 NOT_FINITE_ADVICE = (
     "a smaller --lr or --precision fp32 may help; --resume goes back to the last saved state"
@@ -47,7 +46,7 @@ KINDS = {
 WIDTH, TEXT = r"[1-9]\d{0,4}", r'"(?!.*\\u0000).*"'  # channels, or pixels of a side
 CONFIG: dict[Any, str] = {  # by the type of a field
     int: WIDTH,
-    float: r"0(\.\d+)?",
+    float: r"0(\.\d+)?|[1-9](\.\d+)?e-\d\d",
     tuple[int, ...]: rf"\[{WIDTH}(, {WIDTH}){{0,29}}\]",
 }
 SCHEDULE = (  # the second: of the first checkpoints, which knew only one
@@ -79,7 +78,7 @@ def check_fields(path: str | Path, found: dict[str, Any], needed: Collection[str
     for name, pattern in FIELDS.items():
         if name in found and not _fits(pattern, found[name]):
             raise DamagedError(path, f"its {name} is {short(found[name])}")
-        if name in ("size", "shape") and math.prod(found.get(name, [])) > MOST_VALUES:
+        if name in ("size", "shape") and math.prod(found.get(name, [])) > MOST_PIXELS:
             raise DamagedError(path, f"its {name}, {found[name]}, is beyond what can be computed")
 
 
