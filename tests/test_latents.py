@@ -523,6 +523,7 @@ def test_processes_that_cache_together_all_succeed(tmp_path, small_shards, pictu
     cached(pictures, tmp_path / "alone")
 
     def child():
+        torch.set_num_threads(1)  # the threads of a pool are not there in a fork
         time.sleep(max(0, begin - time.time()))
         cached(pictures, tmp_path / "together")
 
