@@ -21,19 +21,21 @@ import torch
 from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
 from common.choices import NUM_STEPS
 from common.errors import UserError
+from common.launch import is_first
+from data.caching import cache_bytes, cache_id, cache_latents
 from data.images import ImageDataset, open_images
-from data.latents import MANIFEST, LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
+from data.latents import MANIFEST, LatentDataset, LatentStats
 from data.order import ShuffledOrder, fixed_sample
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.image_sets import autoencoder_spaces, dataset_images, imagenet_spaces
-from generation.output import make_pictures
+from generation.output import fill_folder, make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
 from models.autoencoder import AutoencoderKL
 from models.draws import Draws, Purpose
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.sizes import DENOISER_STRIDE, check_divides
-from training import denoiser
+from training import denoiser, distributed
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.codec import LatentCodec, encode
 from training.progress import file_size, told
@@ -46,6 +48,7 @@ CHANNEL_MULT = 1, 2, 4  # of the widths, level by level
 
 def main(args: Arguments) -> None:
     """Train, show or evaluate, as the arguments say."""
+    distributed.start()
     {TRAIN: train, SHOW: show, EVALUATE: evaluate}[args.mode](args)
 
 
@@ -62,7 +65,7 @@ def train(args: Arguments) -> None:
     if state and state["ids"].get("autoencoder") != autoencoder_id:
         run_name, wanted = state["settings"]["name"], str(state["ids"].get("autoencoder"))
         raise UserError(refusal(f"the run {run_name}", wanted, args.encoder, autoencoder_id))
-    settings = {**args.settings(), **data_settings(args, trained_on)}
+    settings = {**args.settings(), **data_settings(args, trained_on, state is not None)}
     autoencoder = runtime.place(autoencoder)
     height, width = settings["size"]
     check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
@@ -79,7 +82,7 @@ def train(args: Arguments) -> None:
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
     run = Run(
         "denoiser", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state,
-        Saving(args.keep, args.save_every, args.deadline),
+        Saving(args.keep, args.save_every, args.deadline), args.accumulate,
     )  # fmt: skip
     runtime.decide_compile(args.compile, run.steps - run.start)
 
@@ -92,7 +95,7 @@ def train(args: Arguments) -> None:
     )
     learner = denoiser.DenoiserLearner(
         model, scheduler, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
-        t_density=args.t_density, min_snr=args.min_snr,
+        t_density=args.t_density, min_snr=args.min_snr, accumulate=args.accumulate,
     )  # fmt: skip
 
     # Train; a checkpoint says what its user has to know.
@@ -108,9 +111,9 @@ def train(args: Arguments) -> None:
     denoiser.train(run, learner, data, facts)
 
 
-def data_settings(args: Arguments, trained_on: dict[str, Any]) -> dict[str, Any]:
+def data_settings(args: Arguments, trained_on: dict[str, Any], resumed: bool) -> dict[str, Any]:
     """Which images: as typed or as the run to resume has it, else the autoencoder's."""
-    if args.resume is not None:
+    if resumed:
         return {"data": args.data, "data_root": args.data_root, "size": args.size}
     return {
         "data": args.data or trained_on["data"],
@@ -144,7 +147,7 @@ def cached_latents(
     about["autoencoder_id"] = ids["autoencoder"]
     cache_latents(
         lambda x: encode(autoencoder, runtime, x).moments(),
-        images, shape, folder, mirror, runtime.workers, about,
+        images, shape, folder, mirror, runtime.workers, about, distributed,
     )  # fmt: skip
     return {split: LatentDataset(folder, split, checked=True) for split in images}
 
@@ -180,6 +183,9 @@ def show(args: Arguments) -> None:
 def evaluate(args: Arguments) -> None:
     """Measure a denoiser's pictures against images that neither network was trained on."""
     pipeline, facts, trained_on = load(args, args.evaluate)
+    folder = Path(args.out)
+    if not is_first():
+        return fill_folder(pipeline, args.seeds, folder)  # its share of the pictures
 
     # What they are compared with: the test images, or the validation images where there are none.
     data = args.data or facts.get("data", trained_on["data"])
@@ -201,7 +207,6 @@ def evaluate(args: Arguments) -> None:
     )
 
     # Measure, tell.
-    folder = Path(args.out)
     record = evaluate_denoiser(pipeline, args.seeds, folder, reference, args.evaluate)
     publish(folder, record)
 

@@ -20,17 +20,18 @@ import torch
 from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
 from common.choices import NUM_STEPS
 from common.errors import UserError
+from common.launch import is_first
 from data.mnist import mnist_images
 from data.order import ShuffledOrder
 from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.image_sets import Space, tensor_images
-from generation.output import make_pictures
+from generation.output import fill_folder, make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
 from models.scheduler import DDPMScheduler, SchedulerConfig
-from training import denoiser
+from training import denoiser, distributed
 from training.checkpoint import fingerprint
 from training.codec import PixelCodec
 from training.resuming import check_same_data, find_state
@@ -43,6 +44,7 @@ CHANNEL_MULT = 1, 2, 2  # of the widths, level by level
 
 def main(args: Arguments) -> None:
     """Train, show or evaluate, as the arguments say."""
+    distributed.start()
     {TRAIN: train, SHOW: show, EVALUATE: evaluate}[args.mode](args)
 
 
@@ -72,7 +74,7 @@ def train(args: Arguments) -> None:
     ids = {"data": data_id}
     run = Run(
         "mnist", args.name, steps, args.lr_schedule, order, runtime, args.settings(), ids, state,
-        Saving(args.keep, args.save_every, args.deadline),
+        Saving(args.keep, args.save_every, args.deadline), args.accumulate,
     )  # fmt: skip
     runtime.decide_compile(args.compile, run.steps - run.start)
 
@@ -83,7 +85,7 @@ def train(args: Arguments) -> None:
     )
     learner = denoiser.DenoiserLearner(
         model, scheduler, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
-        t_density=args.t_density, min_snr=args.min_snr,
+        t_density=args.t_density, min_snr=args.min_snr, accumulate=args.accumulate,
     )  # fmt: skip
 
     # Train; a checkpoint says what its user has to know.
@@ -107,6 +109,9 @@ def show(args: Arguments) -> None:
 def evaluate(args: Arguments) -> None:
     """Measure a trained denoiser's digits against the test set."""
     pipeline, facts = load(args, args.evaluate)
+    folder = Path(args.out)
+    if not is_first():
+        return fill_folder(pipeline, args.seeds, folder)  # its share of the pictures
 
     # What they are compared with: MNIST, in the features of a classifier of it.
     root = args.data_root_of(facts)
@@ -121,7 +126,6 @@ def evaluate(args: Arguments) -> None:
     )
 
     # Measure, tell.
-    folder = Path(args.out)
     record = evaluate_denoiser(pipeline, args.seeds, folder, reference, args.evaluate)
     publish(folder, record)
 

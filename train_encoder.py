@@ -16,6 +16,7 @@ import torch
 
 from command_line.defaults import default_size
 from command_line.flags import EVALUATE, TRAIN, Arguments
+from common.launch import is_first
 from data.images import open_images
 from data.order import ShuffledOrder
 from generation.evaluation_autoencoder import (
@@ -28,7 +29,7 @@ from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.blocks import norm_groups
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.sizes import IMAGE_MULTIPLE, check_divides
-from training import autoencoder
+from training import autoencoder, distributed
 from training.checkpoint import check_channels, load_model
 from training.resuming import check_same_data, find_state
 from training.run import Run, Saving, total_steps
@@ -37,6 +38,7 @@ from training.runtime import Runtime
 
 def main(args: Arguments) -> None:
     """Train or evaluate, as the arguments say."""
+    distributed.start()
     {TRAIN: train, EVALUATE: evaluate}[args.mode](args)
 
 
@@ -61,7 +63,7 @@ def train(args: Arguments) -> None:
     settings, ids = {**args.settings(), "size": size}, {"data": data_id}
     run = Run(
         "autoencoder", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state,
-        Saving(args.keep, args.save_every, args.deadline),
+        Saving(args.keep, args.save_every, args.deadline), args.accumulate,
     )  # fmt: skip
     runtime.decide_compile(args.compile, run.steps - run.start)
 
@@ -71,7 +73,7 @@ def train(args: Arguments) -> None:
     disc = discriminator_network(channels, args.channels, size) if args.gan_weight else None
     learner = autoencoder.AutoencoderLearner(
         model, disc, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
-        kl_weight=args.kl_weight, gan_weight=args.gan_weight,
+        kl_weight=args.kl_weight, gan_weight=args.gan_weight, accumulate=args.accumulate,
     )  # fmt: skip
 
     # Train; a checkpoint says what its user has to know.
@@ -96,7 +98,9 @@ def discriminator_network(
 
 
 def evaluate(args: Arguments) -> None:
-    """Measure an autoencoder's reconstructions of the validation images."""
+    """Measure an autoencoder's reconstructions of the validation images; one process does it."""
+    if not is_first():
+        return
     # The autoencoder, and images that it was not trained on.
     model, facts = load_model(args.evaluate, "AutoencoderKL", ("data", "size"))
     runtime = Runtime(args.device, args.precision, args.workers)

@@ -17,8 +17,9 @@ from PIL import Image
 from benchmarks import steps
 from benchmarks.report import alternate, python, synchronize
 from data.batches import load_batches
+from data.caching import BATCH, SHARD, cache_latents
 from data.images import open_images
-from data.latents import BATCH, MANIFEST, SHARD, LatentDataset, cache_latents
+from data.latents import MANIFEST, LatentDataset
 from data.order import ShuffledOrder
 from data.pixels import to_pixels
 from data.synthetic import draw_face

@@ -178,7 +178,7 @@ def our_autoencoder(device, precision):
     x = runtime.send(torch.rand(args.batch, 3, *height_width) * 2 - 1)
     phase = GanPhase(disc_learns=True, ramp=1.0)
     draws = Draws(0, MIDDLE, range(args.batch), runtime.device)
-    return lambda: learner.step(x, 1.0, draws, phase), learner.model
+    return lambda: learner.step(x, 1.0, draws, phase, args.batch), learner.model
 
 
 def our_autoencoder_network():

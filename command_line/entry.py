@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from command_line import streams
 from command_line.flags import Arguments
-from common.errors import UserError
+from common.errors import PeerLostError, UserError
+from common.files import first_line
+from common.launch import is_first, launched, tells_errors
+from common.machine import share_cores
 
 STOPS = "SIGINT", "SIGTERM", "SIGHUP"
 _before: dict[int, Any] = {}  # the handlers that begin found
@@ -23,16 +26,23 @@ def begin(parse: Callable[[], Arguments]) -> Arguments:
     stop while importing is one line."""
     streams.guard()
     os.environ.pop("MPLBACKEND", None)  # notebooks set one that matplotlib may not find here
+    try:
+        if not is_first():
+            streams.hush()
+        share_cores()
+    except UserError as error:
+        streams.speak()
+        _tell("", str(error))
+        sys.exit(2)
     args = parse()
-    if os.environ.get("WORLD_SIZE", "") not in ("", "0", "1"):
-        _refuse("this trains in one process; start it with python3, not with torchrun")
     _before.update(_handle(_leave_at_once))
     return args
 
 
 def run(main: Callable[[Arguments], None], args: Arguments) -> None:
     """Call main(args). What the user can do something about is one line and status 2; Ctrl-C is
-    status 130, SIGTERM 143, SIGHUP 129; a fault of the program keeps its traceback."""
+    status 130, SIGTERM 143, SIGHUP 129; a fault of the program keeps its traceback. Of several
+    processes, the first that fails speaks; the others end with status 1."""
     before = {**_handle(_leave_in_order), **_before}
     limit = getattr(args, "deadline", None)
     if limit is not None and hasattr(signal, "setitimer"):  # also while latents are cached
@@ -45,9 +55,16 @@ def run(main: Callable[[Arguments], None], args: Arguments) -> None:
         sys.exit(130)
     except Exception as error:
         sentence = _sentence(error)
+        speaks = tells_errors[-1]() or sentence is None
+        if speaks:
+            streams.speak()
         if sentence is None:
+            if launched().size > 1:
+                _tell(str(launched()), f"{type(error).__name__}: {first_line(error)}")
             raise  # whoever reports it needs the traceback
-        _refuse(sentence)
+        if speaks:
+            _tell(str(launched()), sentence)
+        sys.exit(1 if isinstance(error, PeerLostError) else 2)
     finally:
         if limit is not None and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -56,10 +73,9 @@ def run(main: Callable[[Arguments], None], args: Arguments) -> None:
         _before.clear()
 
 
-def _refuse(sentence: str) -> NoReturn:
+def _tell(who: str, sentence: str) -> None:
     line = " ".join(sentence.split("\n")).translate(streams.CONTROLS)
-    print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
-    sys.exit(2)
+    print(f"{Path(sys.argv[0]).name}: {who}error: {line}", file=sys.stderr)
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
@@ -107,7 +123,7 @@ def _sentence(error: Exception) -> str | None:
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         why = str(error).strip().split("\n")[0]
         return f"torch.compile does not work here ({why}); leave out --compile on"
-    return str(error) if isinstance(error, UserError | OSError) else None
+    return str(error) if isinstance(error, UserError | OSError | PeerLostError) else None
 
 
 def _out_of_memory(error: Exception) -> bool:

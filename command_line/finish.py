@@ -9,6 +9,7 @@ from pathlib import Path
 from command_line.defaults import EVALUATED_STEPS, FIGURES, NUM_IMAGES, DenoiserDefaults
 from command_line.flags import EVALUATE, TRAIN, Arguments, Parser
 from common.choices import PICTURES, SAMPLERS
+from common.launch import launched
 
 
 def finish(
@@ -19,8 +20,7 @@ def finish(
     mode = Arguments(values, given, parser.flags).mode
     parser.refuse(frozenset(name for name in given if mode not in parser.flags[name].modes), mode)
     if mode == TRAIN and values["resume"] is None and values["name"] is None:
-        # Runs that a loop starts in the same second are told apart by their processes.
-        values["name"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        values["name"] = _new_name(parser)
     limit = values.get("time_limit")  # counted from here: caching and importing take time too
     values["deadline"] = limit and time.monotonic() + 60 * limit
     if mode != TRAIN and denoiser is not None:
@@ -29,6 +29,18 @@ def finish(
         values["num_images"] = _num_images(parser, values, given, figure, denoiser)
         values |= _steps_and_out(parser, values, given, figure, denoiser)
     return Arguments(values, given, parser.flags)
+
+
+def _new_name(parser: Parser) -> str:
+    """Of a run for which nobody chose one. What torchrun may start anew has the name of its job, so
+    that it finds its state."""
+    here = launched()
+    if here.size > 1 and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        if not here.job:
+            parser.error("--max-restarts needs --name, or --rdzv_id: a restart has to find the run")
+        return f"run-{here.job[:40]}"
+    # Runs that a loop starts in the same second are told apart by their processes.
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
 
 def _check_sampler(parser: Parser, values: dict, given: frozenset[str]) -> None:

@@ -66,6 +66,8 @@ def training_flags(parser: Parser, default: TrainingDefaults, seeded: frozenset[
     text = "images per step" + ", or pictures made at a time" * shows
     group.add("--batch", text, integer(1, 65536), "N", default.batch, modes=ALL,
               resuming=Resuming.MOVABLE)  # fmt: skip
+    text = "parts in which a step is done, one after the other, for less memory"
+    group.add("--accumulate", text, integer(1, 65536), "K", 1, resuming=Resuming.MOVABLE)
     group.add("--lr", "peak learning rate", number(0, 1, open_low=True), "RATE", default.lr,
               resuming=Resuming.MOVABLE)  # fmt: skip
     text = (

@@ -8,6 +8,8 @@ from typing import Any, TextIO
 # Escape sequences in a file's name or metadata are shown, not obeyed.
 CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
+_loud: list[Any] = []  # the stream that hush has put aside
+
 
 class Guarded:
     """A text stream whose failures are nobody's: what was to be said goes nowhere from then on.
@@ -59,3 +61,15 @@ def guard() -> None:
         if hasattr(stream, "reconfigure"):  # names of files may be no text in any encoding
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, Guarded(stream, plain))
+
+
+def hush() -> None:
+    """From now on, nothing but errors is said: another process speaks for all."""
+    _loud.append(sys.stderr)
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def speak() -> None:
+    """Before an error is told: the end of hush."""
+    if _loud:
+        sys.stdout = sys.stderr = _loud.pop()

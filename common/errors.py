@@ -25,6 +25,10 @@ class DamagedError(UserError):
         super().__init__(f"{path} is damaged ({short(why, 300)}); copy it anew, or make it again")
 
 
+class PeerLostError(RuntimeError):
+    """Another process of this training has ended, or cannot be reached."""
+
+
 def short(value: object, most: int = 100) -> str:
     """A foreign value in a message: one printable line of at most `most` characters."""
     text = (value if isinstance(value, str) else reprlib.repr(value))[: most + 1]

@@ -13,12 +13,14 @@ LINGER = 20  # seconds for which a process that decodes images outlives a SIGTER
 
 
 def load_batches(
-    dataset: ImageDataset, batches: Iterable[list[int]], workers: int, pin_memory: bool = False
-) -> Generator[tuple[torch.Tensor, list[int]], None, None]:
+    dataset: ImageDataset, batches: Iterable[list[int]], workers: int, pin_memory: bool = False,
+    empty: bool = False,
+) -> Generator[tuple[torch.Tensor, list[int]], None, None]:  # fmt: skip
     """For each list of indices in `batches`: (images (B, C, H, W) uint8, their indices, a list).
 
-    Unreadable images are left out and reported to dataset.tally; B can be smaller, never 0. Raises
-    UserError when they are more than the tally allows, or batches without end bring nothing.
+    Unreadable images are left out and reported to dataset.tally; B can be smaller, and 0 only with
+    empty, otherwise such a batch is passed over. Raises UserError when they are more than the tally
+    allows, or batches without end bring nothing.
     workers: processes that read ahead; 0: threads of this one, which do not.
     pin_memory: for images that go to a CUDA GPU as they are.
     Close it (contextlib.closing) when it is not read to its end: that ends the workers in order.
@@ -37,14 +39,15 @@ def load_batches(
 
     # Batches without a readable image are passed over, but not for ever.
     in_vain: set[int] = set()  # unreadable ones since the last readable one
+    nothing = torch.empty(0, dataset.channels, *dataset.size, dtype=torch.uint8)
     for images, good, bad in loader:
         if bad:
             dataset.tally.add({dataset.names[i]: reason for i, reason in bad.items()})
         if not good and len(in_vain) == len(dataset):
             raise UserError(f"none of the {len(dataset)} images can be read (named above)")
         in_vain = set() if good else in_vain.union(bad)
-        if good:
-            yield images, good
+        if good or empty:
+            yield (images if good else nothing), good
 
 
 def _leave_signals_to_parent(worker: int) -> None:

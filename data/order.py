@@ -22,16 +22,20 @@ class ShuffledOrder:
         self.n, self.batch, self.seed = n, min(batch, n), seed
         self.steps_per_epoch = n // self.batch
 
-    def indices(self, step: int) -> torch.Tensor:
-        """The batch's indices at this step (0, 1, ..): (batch,) int64, in range(n)."""
+    def indices(self, step: int, places: range | None = None) -> torch.Tensor:
+        """The batch's indices at this step (0, 1, ..): (batch,) int64, in range(n); or of these of
+        its places."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        places = torch.arange(position * self.batch, (position + 1) * self.batch)
+        places = range(self.batch) if places is None else places
+        start = position * self.batch
+        images = torch.arange(start + places.start, start + places.stop)
         (key,) = _mix(_mix(np.array([self.seed], "u8")) + GOLDEN * np.array([epoch + 1], "u8"))
-        return permuted(places, self.n, key)
+        return permuted(images, self.n, key)
 
-    def since(self, step: int) -> Iterator[list[int]]:
-        """The batches from this step on, without end, as lists: a DataLoader's batch_sampler."""
-        return (self.indices(i).tolist() for i in itertools.count(step))
+    def since(self, step: int, places: range) -> Iterator[list[int]]:
+        """These places of all batches from this step on, without end, as lists: a DataLoader's
+        batch_sampler."""
+        return (self.indices(i, places).tolist() for i in itertools.count(step))
 
 
 def permuted(places: torch.Tensor, n: int, key: np.uint64) -> torch.Tensor:

@@ -11,13 +11,14 @@ import torch
 from common.choices import PICTURES
 from common.errors import UserError
 from common.files import make_folder, open_regular, remove_leftovers
+from common.launch import is_first
 from data.damage import Unreadable
 from data.decoding import open_picture
 from data.pixels import to_uint8
 from generation import seeing
 from generation.pipeline import Pipeline
 from generation.seeing import TrainingSet
-from training import figures
+from training import distributed, figures
 from training.checkpoint import fingerprint
 from training.records import append_record
 
@@ -40,6 +41,10 @@ def make_pictures(
     training images nearest to it. Raises UserError when out cannot be written to, or the steps are
     not in 1 .. T, before anything is made.
     """
+    # A figure is made by one process; so is a grid, of what all have made.
+    if not is_first() and (film or interpolate is not None or neighbours is not None):
+        return
+
     # Say what will be made, when it can be.
     check_out(pipeline, out, [out, out.with_suffix(".gif")] if film else [out])
     print(f"{pipeline.label}, on {pipeline.runtime}", flush=True)
@@ -53,14 +58,16 @@ def make_pictures(
     elif neighbours is not None:
         seeing.neighbours(pipeline, seeds, neighbours, out)
     elif _is_grid(out):
-        grid = [to_uint8(images) for _, images, _ in pipeline.batches(seeds)]
-        figures.save_grid(out, torch.cat(grid))
+        made = [(s, to_uint8(images)) for s, images, _ in pipeline.batches(seeds, divided=True)]
+        batches = sorted(sum(distributed.everyones(made), []), key=lambda batch: batch[0][0])
+        if is_first():
+            figures.save_grid(out, torch.cat([images for _, images in batches]))
     else:
         fill_folder(pipeline, seeds, out)
 
     # Say where it is, and show it where that is possible.
     print(f"saved {out} in {time.monotonic() - began:.1f} s")
-    if _is_grid(out):
+    if is_first() and _is_grid(out):
         figures.show_window(out)
 
 
@@ -98,7 +105,8 @@ def picture_path(folder: Path, seed: int) -> Path:
 
 
 def fill_folder(pipeline: Pipeline, seeds: Sequence[int], folder: Path) -> None:
-    """seedNNNNNN.png for each seed, its settings in its text; those that are there are kept.
+    """seedNNNNNN.png for each seed, its settings in its text; those that are there are kept. All
+    processes call this, and each makes its share.
 
     Raises UserError when a picture that is there was made with other settings.
     """
@@ -117,12 +125,13 @@ def fill_folder(pipeline: Pipeline, seeds: Sequence[int], folder: Path) -> None:
 
     # Only what is missing is made; a picture is there as a whole or not at all.
     paths = {seed: picture_path(folder, seed) for seed in seeds}
-    missing = [seed for seed, path in paths.items() if path not in there]
+    missing = distributed.firsts([seed for seed, path in paths.items() if path not in there])
     if len(missing) < len(paths):
         print(f"{len(paths) - len(missing)} of {len(paths)} pictures are there already")
-    for batch, images, _ in pipeline.batches(missing):
+    for batch, images, _ in pipeline.batches(missing, divided=True):
         for seed, image in zip(batch, images, strict=True):
             figures.save_image(paths[seed], figures.single_image(image), text | {"seed": str(seed)})
+    distributed.total(0)  # until all have made theirs
 
 
 def _check_made_alike(path: Path, text: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from models.diffusion import epsilon
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
+from training import distributed
 from training.checkpoint import check_fields, load_model
 from training.codec import Codec
 from training.runtime import Runtime
@@ -125,17 +126,21 @@ class Pipeline:
             )  # fmt: skip
 
     def batches(
-        self, items: Iterable[Any], noise: Callable[[list[Any]], Draw] | None = None
-    ) -> Iterator[tuple[list[Any], torch.Tensor, torch.Tensor]]:
+        self, items: Iterable[Any], noise: Callable[[list[Any]], Draw] | None = None,
+        divided: bool = False,
+    ) -> Iterator[tuple[list[Any], torch.Tensor, torch.Tensor]]:  # fmt: skip
         """(items, images, x0) of self.batch pictures at a time, with a progress bar.
 
-        items: their seeds, or whatever noise(items) makes its draw() of. Images (B, C, H, W) are
-        on the CPU, x0 (B, c, h, w) is on the device.
+        items: their seeds, or whatever noise(items) makes its draw() of. divided: each of several
+        processes makes its share of the batches. Images (B, C, H, W) are on the CPU, x0 (B, c, h,
+        w) is on the device.
         """
         items, noise = list(items), noise or self.noise
-        with tqdm(total=len(items), unit="image", unit_scale=True, smoothing=0.05) as bar:
-            for i in range(0, len(items), self.batch):
-                batch = items[i : i + self.batch]
+        batches = [items[i : i + self.batch] for i in range(0, len(items), self.batch)]
+        batches = distributed.mine(batches) if divided else batches
+        total = sum(map(len, batches))
+        with tqdm(total=total, unit="image", unit_scale=True, smoothing=0.05) as bar:
+            for batch in batches:
                 draw, share = noise(batch), len(batch) / self.steps
                 # Shares of an image may add up to a little more than all: the bar stops at its end.
                 x0 = self.sample(draw, lambda *_, n=share: bar.update(min(n, bar.total - bar.n)))

@@ -8,7 +8,7 @@ generator's state.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     NOISE = 1
     POSTERIOR = 2
     FLIP = 3
+    DROPOUT = 4
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,23 @@ class Draws:
         both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2).flatten(1)
         return both[:, :size].reshape(len(self.places), *shape)
 
+    def parts(self, count: int) -> list["Draws"]:
+        """Of the first B / count places, the next ones, and so on; fewer where B is less."""
+        size = max(1, -(-len(self.places) // count))
+        starts = range(0, len(self.places), size)
+        return [replace(self, places=self.places[i : i + size]) for i in starts]
+
+    def seed_torch(self) -> None:
+        """Begin torch's own random numbers anew: dropout draws no others. They depend on the first
+        place, so each part of a batch has its own."""
+        first = replace(self, places=self.places[:1], device="cpu")
+        high, low = first._words(Purpose.DROPOUT, 2)[0].tolist()
+        torch.manual_seed(high << 31 | low >> 1)
+
     def _words(self, purpose: Purpose, count: int) -> torch.Tensor:
         """(B, count) of 32 random bits, int64."""
         blocks = torch.arange(-(-count // 4), device=self.device)
-        places = torch.tensor(list(self.places), device=self.device)
+        places = torch.tensor(list(self.places), dtype=torch.int64, device=self.device)
         counter = [
             blocks.expand(len(places), -1),
             places[:, None].expand(-1, len(blocks)),

@@ -19,14 +19,13 @@ from models.draws import Draws, Purpose
 from training.autoencoder import (
     AutoencoderLearner,
     GanPhase,
-    adaptive_gan_loss,
+    adaptive_pulls,
     discriminate_both,
     fixed_images,
     flipped,
     gan_phase,
 )
 from training.checkpoint import checkpoints_in, load_model, load_state
-from training.optimizer import Optimizer
 from training.records import read_metrics
 
 SMALL = ("--size", "16x16", "--batch", 2, "--channels", 8)
@@ -56,9 +55,7 @@ def test_adaptive_loss_is_a_scaled_generator_loss(residual):
     discriminate = randomize(PatchDiscriminator(DiscriminatorConfig(3, 8, 2)))
     x = torch.randn(2, 3, 16, 24)
     x_hat = (x + residual * torch.randn_like(x)).requires_grad_()
-    optimizer = Optimizer(discriminate, "adamw", 1e-3, cpu())
-    loss, metrics = adaptive_gan_loss(discriminate, x, x_hat, cpu(), optimizer)
-    (got,) = torch.autograd.grad(loss, x_hat)
+    (got,), metrics = adaptive_pulls(discriminate, [x], [x_hat], [1.0], cpu(), 1.0)
     detail = with_low_frequencies(x_hat, x)
     (gan,) = torch.autograd.grad(generator_loss(discriminate(detail)), x_hat)
     (rec,) = torch.autograd.grad((x_hat - x).square().mean(), x_hat)
@@ -67,8 +64,13 @@ def test_adaptive_loss_is_a_scaled_generator_loss(residual):
     torch.testing.assert_close(got, weight * gan, rtol=1e-4, atol=1e-9)
     assert got.norm() <= rec.norm() * 1.001
     assert got.sum(dim=(2, 3)).abs().max() < 1e-4 * got.abs().sum()  # no shift of colours
-    # The generator's step does not train it.
+    # The generator's step does not train it; in parts it is the same, and so it is scaled.
     assert all(p.grad is None for p in discriminate.parameters())
+    halves = x.split(1), x_hat.split(1), [0.5, 0.5]
+    parts, again = adaptive_pulls(discriminate, *halves, cpu(), 1024.0)
+    torch.testing.assert_close(torch.cat(parts), got, rtol=1e-3, atol=1e-9)
+    for key, value in metrics.items():
+        torch.testing.assert_close(again[key], value, rtol=1e-3, atol=1e-9)
 
 
 def test_the_discriminator_judges_detail():
@@ -104,7 +106,7 @@ def test_a_step_moves_what_learns_in_its_phase(phase):
     one = learner(2.0)
     before = {name: [p.clone() for p in one.parts[name].parameters()]
               for name in ("model", "ema", "disc")}  # fmt: skip
-    metrics = one.step(torch.randn(2, 3, 16, 16), 1.0, Draws(0, 0, range(2)), phase)
+    metrics = one.step(torch.randn(2, 3, 16, 16), 1.0, Draws(0, 0, range(2)), phase, 2)
     moved = {
         name: not all(map(torch.equal, weights, one.parts[name].parameters()))
         for name, weights in before.items()
@@ -121,7 +123,7 @@ def test_without_gan_weight_the_step_is_that_of_no_discriminator():
     for disc in (True, False):
         one = learner(0.0, disc)
         torch.manual_seed(0)
-        one.step(x, 1.0, Draws(0, 0, range(len(x))), GanPhase(True, 1.0))
+        one.step(x, 1.0, Draws(0, 0, range(len(x))), GanPhase(True, 1.0), len(x))
         weights.append(list(one.model.parameters()))
     assert all(map(torch.equal, *weights))
 

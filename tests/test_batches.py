@@ -72,7 +72,7 @@ def test_workers_read_a_zip_that_the_parent_has_open(tmp_path):
     results = []
     for workers in (0, 2):
         results.append(list(load_batches(dataset, batches, workers)))
-        assert not dataset.tally.names
+        assert not dataset.tally.reasons
     for wanted, (x, i), (y, j) in zip(batches, *results, strict=True):
         assert i == j == wanted and torch.equal(x, y) and x.dtype == torch.uint8
 

@@ -180,7 +180,7 @@ DENOISER = {
     "latent_stats": {"mean": [0.1, -2, 3e-7], "std": [1.0, 2, 3.5e-5]}, "autoencoder_id": "7" * 64,
 }  # fmt: skip
 RUN = {
-    "folder": "checkpoints/kind", "step": 4, "skipped": 0, "begun_as": 9, "fall_start": 7,
+    "folder": "checkpoints/kind", "step": 4, "begun_as": 9, "fall_start": 7,
     "settings": {"name": "a", "steps": 9, "lr": 1e-3}, "ids": {"data": "x: 1"}, "configs": {},
     "random": {"cpu": torch.get_rng_state()}, "model": {"w": torch.ones(3), "list": [1, None]},
 }  # fmt: skip
@@ -361,7 +361,7 @@ def test_reading_draws_no_more_random_numbers_than_it_did(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("step", -1), ("step", True), ("skipped", 1.5), ("fall_start", "x"), ("begun_as", None),
+    [("step", -1), ("step", True), ("begun_as", 1.5), ("fall_start", "x"), ("begun_as", None),
      ("folder", 3), ("settings", []), ("settings", {}), ("ids", {"data": 7}), ("configs", 0)],
 )  # fmt: skip
 def test_fields_of_a_state_are_checked(tmp_path, name, value):

@@ -64,3 +64,21 @@ def test_uniforms_are_uniform_and_never_at_an_end():
     assert u.min() > 0 and u.max() < 1
     uniform = (torch.arange(len(u)) + 0.5) / len(u)
     assert (u.double().sort().values - uniform).abs().max() < 1.95 / len(u) ** 0.5
+
+
+def test_parts_are_the_whole_and_seed_torch_each_for_itself():
+    """Dropout's masks: the same whenever the step is made again, others in each part and step."""
+    draws = Draws(7, 3, range(10, 17))
+    for count in (1, 2, 3, 7, 10):
+        parts = draws.parts(count)
+        assert [i for part in parts for i in part.places] == [*draws.places]
+        assert len(parts) <= count and {part.step for part in parts} == {3}
+    assert Draws(7, 3, []).parts(2) == []
+
+    def masks(draws):
+        draws.seed_torch()
+        return tuple(torch.rand(8).tolist())
+
+    drawn = [draws, *draws.parts(2)[1:], Draws(7, 4, range(10, 17)), Draws(8, 3, range(10, 17))]
+    seen = [masks(d) for d in drawn]
+    assert len(set(seen)) == 4 and seen == [masks(d) for d in drawn]

@@ -188,9 +188,20 @@ def test_nohup_is_heeded(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "status"), [("2", 2), ("1", 0), ("", 0), ("many", 2)])
-def test_several_processes_of_torchrun_are_refused(tmp_path, size, status):
+def test_a_part_of_what_torchrun_sets_is_refused(tmp_path, size, status):
+    """Each of several processes that do not know of each other would train for itself."""
     done = begun("print('trained')", tmp_path, WORLD_SIZE=size)
-    assert done.returncode == status and ("not with torchrun" in done.stderr) == bool(status)
+    assert done.returncode == status and ("with torchrun" in done.stderr) == bool(status)
+
+
+def test_only_the_first_of_several_speaks_until_something_fails(tmp_path):
+    others = {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "1"}
+    for rank, said in (("0", "trained\n"), ("1", "")):
+        done = begun("print('trained')", tmp_path, RANK=rank, MASTER_ADDR="here", **others)
+        assert done.stdout == said and done.returncode == 0 and not done.stderr
+        done = begun("1 / 0", tmp_path, RANK=rank, MASTER_ADDR="here", **others)
+        assert f"rank {rank}: error: ZeroDivisionError: division by zero" in done.stderr
+        assert "Traceback" in done.stderr and done.returncode == 1
 
 
 def test_a_backend_for_notebooks_does_not_decide_whether_a_script_starts(tmp_path):

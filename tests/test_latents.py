@@ -26,10 +26,11 @@ from helpers import tree, write_images
 from torch.nn.functional import avg_pool2d
 
 from common.errors import AbsentError, DamagedError, UnreadableError, UserError
-from data import latents
+from data import caching, latents
+from data.caching import cache_bytes, cache_id, cache_latents
 from data.damage import BadFiles
 from data.images import open_images
-from data.latents import LatentDataset, LatentStats, cache_bytes, cache_id, cache_latents
+from data.latents import LatentDataset, LatentStats
 from data.pixels import to_pixels
 from data.tensor_files import TensorFile
 
@@ -77,8 +78,8 @@ def as_stored(pictures, indices, flip=False):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(latents, "SHARD", 8)
-    monkeypatch.setattr(latents, "BATCH", 4)
+    monkeypatch.setattr(caching, "SHARD", 8)
+    monkeypatch.setattr(caching, "BATCH", 4)
 
 
 @pytest.fixture

@@ -88,10 +88,11 @@ def test_a_huge_set_costs_no_more_than_a_batch(n):
 def test_since_goes_through_the_steps():
     order = ShuffledOrder(11, 3, seed=7)
     expected = [order.indices(step).tolist() for step in range(20)]
-    assert list(islice(order.since(0), 20)) == expected
-    resumed = ShuffledOrder(11, 3, seed=7).since(5)
+    assert list(islice(order.since(0, range(3)), 20)) == expected
+    resumed = ShuffledOrder(11, 3, seed=7).since(5, range(3))
     assert list(islice(resumed, 15)) == expected[5:]
-    assert next(order.since(2)) == expected[2]
+    assert next(order.since(2, range(3))) == expected[2]
+    assert list(islice(order.since(0, range(1, 3)), 20)) == [batch[1:] for batch in expected]
 
 
 @pytest.mark.parametrize("n", [1, 5, 256, 12_000])

@@ -16,9 +16,9 @@ from training.resuming import check_same_data, find_state, in_batches_of, lock_r
 def state(name="a", **other):
     """As Run saves it, without networks."""
     return {
-        "folder": "checkpoints/kind", "step": 3, "skipped": 0, "begun_as": 8, "fall_start": 7,
+        "folder": "checkpoints/kind", "step": 3, "begun_as": 8, "fall_start": 7,
         "settings": {"name": name, "steps": 8, "batch": 4}, "ids": {"data": "1"}, "configs": {},
-        "random": {}, "valid_loss": 0.5, **other,
+        "valid_loss": 0.5, **other,
     }  # fmt: skip
 
 

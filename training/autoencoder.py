@@ -4,7 +4,7 @@ B: batch, C, H, W: an image in [-1, 1], c, h, w: its latents.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from data.batches import load_batches
 from data.images import ImageDataset
 from data.order import fixed_sample
 from data.pixels import to_pixels
-from models.autoencoder import AutoencoderKL
+from models.autoencoder import AutoencoderKL, DiagonalGaussian
 from models.discriminator import (
     PatchDiscriminator,
     discriminator_loss,
@@ -26,7 +26,7 @@ from models.discriminator import (
     with_low_frequencies,
 )
 from models.draws import Draws, Purpose
-from training import figures
+from training import distributed, figures
 from training.codec import reconstruct
 from training.ema import EMA
 from training.fidelity import gradient_magnitude, psnr
@@ -63,15 +63,17 @@ class AutoencoderLearner:
 
     disc: None trains without a GAN. lr: peak learning rate. ema: decay of the averaged weights.
     kl_weight: in nats per latent value. gan_weight: at most how much longer the GAN term's gradient
-    at the decoder's output is than that of l2.
+    at the decoder's output is than that of l2. accumulate: parts in which a step's gradients are
+    made, for a device on which the whole batch finds no room.
     """
 
     def __init__(
         self, model: AutoencoderKL, disc: PatchDiscriminator | None, runtime: Runtime, *,
         optimizer: str, lr: float, ema: float, kl_weight: float, gan_weight: float,
+        accumulate: int = 1,
     ) -> None:  # fmt: skip
         self.model, self.disc, self.runtime = runtime.place(model).train(), disc, runtime
-        self.kl_weight, self.gan_weight = kl_weight, gan_weight
+        self.kl_weight, self.gan_weight, self.accumulate = kl_weight, gan_weight, accumulate
         self.ema = EMA(self.model, ema)
         self.forward = runtime.compiled(self.model)
         self.optimizer = Optimizer(self.model, optimizer, lr, runtime)
@@ -85,60 +87,102 @@ class AutoencoderLearner:
             self.parts |= {"disc": self.disc, "disc_optimizer": self.disc_optimizer}
 
     def step(
-        self, x: torch.Tensor, rate: float, draws: Draws, phase: GanPhase
+        self, x: torch.Tensor, rate: float, draws: Draws, phase: GanPhase, total: int
     ) -> dict[str, torch.Tensor]:
         """One update by x (B, C, H, W), at `rate` times the peak learning rate, with the random
-        numbers of its step. Metrics as Progress.add takes them, none where the step was skipped."""
+        numbers of its step. total: images of all processes' x, of which this one's may be 0.
+        Metrics as Progress.add takes them, none where the step was skipped."""
+        # Parts, each with its share of the batch. Gradients are the mean over the processes, so a
+        # share is as many times larger.
+        divided = draws.parts(self.accumulate)
+        images = x.split([len(part.places) for part in divided]) if divided else ()
+        shares = [len(part) * distributed.count() / total for part in images]
+        shape = self.model.latent_shape(x.shape[2:])
+        noise = [part.normal(Purpose.POSTERIOR, shape) for part in divided]
+
+        # The GAN's gradients at x_hat. Those of all parts must be known before any is learnt from,
+        # and only one at a time may find room, so several parts are made twice.
+        made: list[tuple[torch.Tensor, DiagonalGaussian]] = []
+        pulls: Sequence[torch.Tensor | float] = [0.0] * len(images)
+        metrics: dict[str, torch.Tensor] = {}
+        if gan_weight := self.gan_weight * phase.ramp:
+            with torch.set_grad_enabled(len(images) == 1):
+                made = [self._reconstruct(*part) for part in zip(images, noise, strict=True)]
+            pulls, metrics = adaptive_pulls(
+                self.discriminate, images, [x_hat for x_hat, _ in made], shares, self.runtime,
+                self.optimizer.scaler.get_scale(),
+            )  # fmt: skip
+            made = made if len(made) == 1 else []
+
         # Autoencoder: l2 + KL + GAN.
-        noise = draws.normal(Purpose.POSTERIOR, self.model.latent_shape(x.shape[2:]))
-        with self.runtime.autocast():
-            x_hat, posterior = self.forward(x, noise)
-        x_hat = x_hat.float()
-        loss_rec = (x_hat - x).square().mean()
-        loss_kl = posterior.kl().mean()
-        loss_gan: torch.Tensor | float = 0.0
-        gan_metrics: dict[str, torch.Tensor] = {}
-        gan_weight = self.gan_weight * phase.ramp
-        if gan_weight:
-            loss_gan, gan_metrics = adaptive_gan_loss(
-                self.discriminate, x, x_hat, self.runtime, self.optimizer
-            )
-        loss = loss_rec + self.kl_weight * loss_kl + gan_weight * loss_gan
-        norm = self.optimizer.step(loss, rate)
+        sums, x_hats = torch.zeros(2, device=x.device), []
+        for i, (part, share) in enumerate(zip(images, shares, strict=True)):
+            x_hat, posterior = made[i] if made else self._reconstruct(part, noise[i])
+            losses = torch.stack([(x_hat - part).square().mean(), posterior.kl().mean()])
+            pulled = gan_weight * (pulls[i] * x_hat).sum()
+            self.optimizer.backward(share * (losses[0] + self.kl_weight * losses[1]) + pulled)
+            sums += share * losses.detach()
+            x_hats.append(x_hat.detach())
+        norm = self.optimizer.step(rate)
         if norm is None:
             return {}
         self.ema.update(self.model, draws.step)
+        metrics |= {"loss_rec": sums[0], "loss_kl": sums[1], "gradient_norm": norm}
 
-        # Discriminator: on the same reconstructions, at the full rate to the end.
+        # Discriminator: on the same reconstructions.
         if self.disc is not None and phase.disc_learns:
-            real, fake = discriminate_both(self.discriminate, x, x_hat.detach(), self.runtime)
-            loss_disc = discriminator_loss(real, fake)
-            self.disc_optimizer.step(loss_disc, 1.0)
-            gan_metrics |= {"loss_disc": loss_disc, "logit_real": real.mean()}
-            gan_metrics |= {"logit_fake": fake.mean()}
-        return {"loss_rec": loss_rec, "loss_kl": loss_kl, "gradient_norm": norm, **gan_metrics}
+            metrics |= self._discriminator_step(images, x_hats, shares)
+        return metrics
+
+    def _reconstruct(
+        self, x: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, DiagonalGaussian]:
+        with self.runtime.autocast():
+            x_hat, posterior = self.forward(x, noise)
+        return x_hat.float(), posterior
+
+    def _discriminator_step(
+        self, x: Sequence[torch.Tensor], x_hat: Sequence[torch.Tensor], shares: Sequence[float]
+    ) -> dict[str, torch.Tensor]:
+        """One update of the discriminator, at the full rate to the end; metrics."""
+        sums = torch.zeros(3, device=self.runtime.device)
+        for part, made, share in zip(x, x_hat, shares, strict=True):
+            real, fake = discriminate_both(self.discriminate, part, made, self.runtime)
+            loss = discriminator_loss(real, fake)
+            self.disc_optimizer.backward(share * loss)
+            sums += share * torch.stack([loss, real.mean(), fake.mean()]).detach()
+        self.disc_optimizer.step(1.0)
+        return {"loss_disc": sums[0], "logit_real": sums[1], "logit_fake": sums[2]}
 
 
-def adaptive_gan_loss(
-    discriminate: Callable, x: torch.Tensor, x_hat: torch.Tensor, runtime: Runtime,
-    optimizer: Optimizer,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # fmt: skip
-    """The generator's loss on detail, its gradient at x_hat scaled to at most the length of l2's.
+def adaptive_pulls(
+    discriminate: Callable, x: Sequence[torch.Tensor], x_hat: Sequence[torch.Tensor],
+    shares: Sequence[float], runtime: Runtime, scale: float,
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
+    """The gradients of the generator's loss on detail at each part of x_hat, and metrics. They are
+    scaled: over the whole batch, they are at most as long as l2's.
 
     Esser et al. 2021, eq. 7, with the gradients at the decoder's output instead of at its last
-    layer, and the weight clamped to [0, 1]. Returns (a scalar to add to the loss, metrics). The
-    scalar has the gradient of weight * generator_loss but is linear in x_hat: backward() need not
-    pass the discriminator a second time.
+    layer, and the weight clamped to [0, 1]. Their products with x_hat have the gradient of weight *
+    generator_loss: backward() need not pass the discriminator a second time. shares: of the parts
+    in the batch. scale: of the loss while gradients are made, 1 but in fp16, where small ones
+    vanish.
     """
-    leaf = x_hat.detach().requires_grad_()
-    with runtime.autocast():
-        loss = generator_loss(discriminate(with_low_frequencies(leaf, x)))
-    scale = optimizer.scaler.get_scale()  # 1 but in fp16, whose small gradients would vanish
-    gradient = torch.autograd.grad(loss * scale, leaf)[0] / scale
-    gradient_rec = 2 * (leaf.detach() - x) / x.numel()
-    weight = (gradient_rec.norm() / (gradient.norm() + 1e-12)).clamp(0, 1)
-    metrics = {"loss_gan": loss, "adaptive_weight": weight}
-    return (weight * gradient * x_hat).sum(), metrics
+    gradients, loss_gan = [], torch.zeros((), device=runtime.device)
+    squares = torch.zeros(2, device=runtime.device)  # of the lengths: l2's, the GAN's
+    for part, made, share in zip(x, x_hat, shares, strict=True):
+        leaf = made.detach().requires_grad_()
+        with runtime.autocast():
+            loss = generator_loss(discriminate(with_low_frequencies(leaf, part)))
+        gradients.append(torch.autograd.grad(loss * scale, leaf)[0] * (share / scale))
+        gradient_rec = 2 * share * (leaf.detach() - part) / part.numel()
+        squares += torch.stack([gradient_rec.norm(), gradients[-1].norm()]).square()
+        loss_gan += share * loss.detach()
+    distributed.average([squares])
+    rec, gan = squares.sqrt()
+    weight = (rec / (gan + 1e-12)).clamp(0, 1)
+    metrics = {"loss_gan": loss_gan, "adaptive_weight": weight}
+    return [weight * gradient for gradient in gradients], metrics
 
 
 def discriminate_both(
@@ -167,29 +211,34 @@ def train(
     trained = {"encoder": learner.model.encoder, "decoder": learner.model.decoder}
     if learner.disc is not None:
         trained["disc"] = learner.disc
-    runtime, wanted = learner.runtime, run.order.since(run.start + run.skipped)
-    batches = load_batches(images["train"], wanted, runtime.workers, pin_memory=runtime.on_gpu)
-
+    runtime, wanted = learner.runtime, run.order.since(run.start, run.places)
+    batches = load_batches(images["train"], wanted, runtime.workers, runtime.on_gpu, empty=True)
+    tally = images["train"].tally
     draw = partial(draw_figures, run, learner, valid)
     with run.progress() as progress, closing(batches):
         run.catch_up(draw)
         for step, (pixels, indices) in zip(range(run.start, run.steps), batches, strict=False):
-            run.find_in_order(step, indices[0])
+            # A share of the batch, or nothing where no image of it can be read.
             pixels, draws = runtime.send(pixels), run.draws(step, indices)
             x = to_pixels(flipped(pixels, draws.uniform(Purpose.FLIP)) if flip else pixels)
             rate, phase = run.schedule.factor(step), gan_phase(step, run.phases)
-            progress.add(**learner.step(x, rate, draws, phase))
+            total = int(distributed.total(len(indices)))
+            progress.add(**learner.step(x, rate, draws, phase, total) if total else {})
 
             # A report, then checkpoints, state and figures, each when it is due.
             done = step + 1
             if run.report_due(done):
-                others = {"gan_weight": learner.gan_weight * phase.ramp}
-                others |= {"learning_rate": learner.optimizer.lr * rate, **weight_norms(trained)}
-                run.valid_loss = None
-                if run.validate_due(done):
-                    others |= validate(runtime, valid, raw=learner.model, ema=learner.ema.model)
-                    run.valid_loss = -others["psnr_ema"]
-                progress.report(progress.means(), epoch=run.epoch(done), **others)
+                means = progress.means()
+                tally.add_all(distributed.everyones(tally.reasons))
+                if run.is_first:
+                    others = {"gan_weight": learner.gan_weight * phase.ramp}
+                    others |= {"learning_rate": learner.optimizer.lr * rate}
+                    others |= weight_norms(trained)
+                    run.valid_loss = None
+                    if run.validate_due(done):
+                        others |= validate(runtime, valid, raw=learner.model, ema=learner.ema.model)
+                        run.valid_loss = -others["psnr_ema"]
+                    progress.report(means, epoch=run.epoch(done), **others)
             run.end_step(done, draw)
 
 

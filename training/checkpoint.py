@@ -57,7 +57,7 @@ SCHEDULE = (  # the second: of the first checkpoints, which knew only one
 )
 FIELDS = {  # of facts and of a run's state, with keys in order
     **dict.fromkeys(("data", "data_root", "folder"), TEXT),
-    **dict.fromkeys(("step", "skipped", "begun_as", "fall_start"), r"\d{1,12}"),
+    **dict.fromkeys(("step", "begun_as", "fall_start"), r"\d{1,12}"),
     "size": rf"\[{WIDTH}, {WIDTH}\]",
     "shape": rf"\[{WIDTH}, {WIDTH}, {WIDTH}\]",
     "scheduler": SCHEDULE,

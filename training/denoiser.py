@@ -20,6 +20,7 @@ from training import figures
 from training.codec import Codec
 from training.ema import EMA
 from training.optimizer import Optimizer
+from training.progress import Progress
 from training.records import read_metrics
 from training.run import LAST_FIGURE, NUM_VALID, Run, parameters
 from training.runtime import Runtime
@@ -54,15 +55,16 @@ class DenoiserLearner:
     """All that changes while a denoiser learns; step() changes it once.
 
     lr: peak learning rate. ema: decay of the averaged weights. t_density, min_snr: how often each t
-    is drawn and how much it counts (models/diffusion.py).
+    is drawn and how much it counts (models/diffusion.py). accumulate: parts in which a step's
+    gradient is made, for a device on which the whole batch finds no room.
     """
 
     def __init__(
         self, model: UNet, scheduler: DDPMScheduler, runtime: Runtime, *, optimizer: str, lr: float,
-        ema: float, t_density: str, min_snr: float,
+        ema: float, t_density: str, min_snr: float, accumulate: int = 1,
     ) -> None:  # fmt: skip
         self.model, self.scheduler, self.runtime = runtime.place(model).train(), scheduler, runtime
-        self.ema = EMA(self.model, ema)
+        self.ema, self.accumulate = EMA(self.model, ema), accumulate
         self.optimizer = Optimizer(self.model, optimizer, lr, runtime)
         self.objective = Objective(scheduler, t_density, min_snr, runtime.device)
         self.denoise = epsilon(runtime.compiled(self.model), scheduler)
@@ -71,12 +73,19 @@ class DenoiserLearner:
     def step(self, x0: torch.Tensor, rate: float, draws: Draws) -> dict[str, torch.Tensor]:
         """One update by x0 (B, c, h, w), at `rate` times the peak learning rate, with the random
         numbers of its step. Metrics as Progress.add takes them, none where the step was skipped."""
-        with self.runtime.autocast():
-            loss, losses, t = self.objective(self.denoise, x0, draws)
-        norm = self.optimizer.step(loss, rate)
+        found, parts = [], draws.parts(self.accumulate)
+        for part, x in zip(parts, x0.split(len(parts[0].places)), strict=True):
+            if self.model.config.dropout:
+                part.seed_torch()
+            with self.runtime.autocast():
+                loss, losses, t = self.objective(self.denoise, x, part)
+            self.optimizer.backward(loss * (len(x) / len(x0)))
+            found.append((losses.detach(), t))
+        norm = self.optimizer.step(rate)
         if norm is None:
             return {}
         self.ema.update(self.model, draws.step)
+        losses, t = map(torch.cat, zip(*found, strict=True))
         return {"gradient_norm": norm, **metrics(losses, t, self.objective.importance)}
 
 
@@ -95,19 +104,27 @@ def train(run: Run, learner: DenoiserLearner, data: DenoiserData, facts: dict) -
         run.catch_up(draw)
         for step in range(run.start, run.steps):
             draws = run.draws(step)
-            x0 = data.draw(run.order.indices(step), draws)
+            x0 = data.draw(run.indices(step), draws)
             progress.add(**learner.step(x0, run.schedule.factor(step), draws))
 
             # A report, then checkpoint, state and figures, each when it is due.
             done = step + 1
             if run.report_due(done):
-                validation = validate_both(learner, data) if run.validate_due(done) else {}
-                run.valid_loss = validation.get("valid_ema")
                 means = progress.means()
-                counts = zip(means.pop("band_sum", []), means.pop("band_count", []), strict=True)
-                means["band_loss"] = [s / c if c else None for s, c in counts]
-                progress.report(means, epoch=run.epoch(done), **validation)
+                if run.is_first:
+                    report(run, learner, data, progress, means)
             run.end_step(done, draw)
+
+
+def report(
+    run: Run, learner: DenoiserLearner, data: DenoiserData, progress: Progress, means: dict
+) -> None:
+    """Validate where that is due, and write a record."""
+    validation = validate_both(learner, data) if run.validate_due(progress.done) else {}
+    run.valid_loss = validation.get("valid_ema")
+    counts = zip(means.pop("band_sum", []), means.pop("band_count", []), strict=True)
+    means["band_loss"] = [s / c if c else None for s, c in counts]
+    progress.report(means, epoch=run.epoch(progress.done), **validation)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import nn
 
 from common.choices import LR_SCHEDULES, OPTIMIZERS
 from common.errors import UserError
+from training import distributed
 from training.checkpoint import NOT_FINITE_ADVICE
 from training.muon import Muon
 from training.runtime import Runtime
@@ -93,18 +94,28 @@ class Optimizer:
             self.optimizers["muon"] = Muon(inner, lr)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.skipped = 0  # steps in a row, until now
+        self.loss = torch.zeros((), device=runtime.device)  # of the step that is under way
 
-    def step(self, loss: torch.Tensor, rate: float) -> torch.Tensor | None:
-        """One update with the learning rate lr * rate; the gradient's norm before clipping.
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add to the gradient that of a part of the loss."""
+        self.scaler.scale(loss).backward()
+        self.loss += loss.detach().float()
+
+    def step(self, rate: float) -> torch.Tensor | None:
+        """One update with the learning rate lr * rate, by the mean of all processes' gradients,
+        each the sum of those of backward(); the gradient's norm before clipping.
 
         None, and no update, where loss or gradient are not finite. Raises UserError when that
         happens MOST_SKIPPED times in a row.
         """
-        self.scaler.scale(loss).backward()
+        for parameter in self.parameters:  # this process may have had no image
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        distributed.average([self.loss, *(p.grad for p in self.parameters if p.grad is not None)])
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT)
-        finite = bool((norm + loss.detach()).isfinite())  # the device is waited for
+        finite = bool((norm + self.loss).isfinite())  # the device is waited for
         if finite:
             for optimizer in self.optimizers.values():
                 for group in optimizer.param_groups:
@@ -113,6 +124,7 @@ class Optimizer:
         self.scaler.update()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+        self.loss.zero_()
         self.skipped = 0 if finite else self.skipped + 1
         if self.skipped == MOST_SKIPPED:
             raise UserError(

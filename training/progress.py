@@ -9,13 +9,16 @@ import torch
 from tqdm import tqdm
 
 from common.files import first_line
+from common.launch import is_first
+from training import distributed
 from training.records import append_record, keep_until
 
 WARM_UP, ESTIMATE_AFTER = 5, 20  # steps after which the run is timed, and says how long it takes
 
 
 class Progress:
-    """Averages what add() is given; report() appends a line to metrics.jsonl.
+    """Averages what add() is given; report() appends a line to metrics.jsonl. Of several processes,
+    only the first one reports, and all ask for the means.
 
     add() never waits for the device; means() does, and is called about 200 times in a run.
     """
@@ -27,8 +30,9 @@ class Progress:
         self._counts: dict[str, int] = {}
         self._count = self._skipped = 0
         self._began = self._last = time.monotonic()
-        with dispensable("metrics"):
-            keep_until(self.path, name, start)
+        if is_first():
+            with dispensable("metrics"):
+                keep_until(self.path, name, start)
         self._bar = tqdm(total=steps, initial=start, unit="step", smoothing=0.05, mininterval=1)
 
     def __enter__(self) -> "Progress":
@@ -56,10 +60,12 @@ class Progress:
             tqdm.write(told("time", f"{left} to go, at {self.batch / seconds:.0f} images/s"))
 
     def means(self) -> dict:
-        """{name: mean of what was added since the last call}; a list for a vector."""
-        means = {k: (v.float() / self._counts[k]).tolist() for k, v in self._totals.items()}
+        """{name: mean of what was added since the last call, by all processes}; a list for a
+        vector."""
+        means = {k: v.float() / self._counts[k] for k, v in self._totals.items()}
+        distributed.average(list(means.values()))
         self._totals, self._counts = {}, {}
-        return means
+        return {k: mean.tolist() for k, mean in means.items()}
 
     def report(self, means: dict, **others: float) -> None:
         """Write a record of means and others, and show the losses beside the bar."""

@@ -5,19 +5,32 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
+from common.launch import is_first, launched
 from common.locks import Lock
 from data.order import ShuffledOrder
-from training import checkpoint
+from training import checkpoint, distributed
 
 
 def find_state(resume: str | None, name: str | None, task: str) -> dict | None:
     """The state of the run to go on with; None for a new run, which `resume` None begins.
 
-    resume: "newest", a run's name or a .state file. name: of the new run. task: what is trained;
-    its runs are in checkpoints/task. Raises UserError when there is no such run, or when a new one
-    would overwrite an old one's files.
+    resume: "newest", a run's name or a .state file. name: of the new run, which is gone on with
+    where torchrun has begun anew. task: what is trained; its runs are in checkpoints/task. All
+    processes read the file that the first one finds. Raises UserError when there is no such run, or
+    when a new one would overwrite an old one's files.
     """
     folder = Path("checkpoints", task)
+    path = distributed.firsts(_find(folder, resume, name) if is_first() else None)
+    if path is None:
+        return None
+    read_at = path.stat().st_mtime_ns
+    return {**load_checked(path, folder), "read": (path, read_at)}
+
+
+def _find(folder: Path, resume: str | None, name: str | None) -> Path | None:
+    """The .state file to go on with, of a run in folder; None for a new run."""
+    if resume is None and launched().restarts and (folder / f"{name}.state").is_file():
+        resume = name
     if resume is None:
         check_free(folder, str(name))
         return None
@@ -39,8 +52,7 @@ def find_state(resume: str | None, name: str | None, task: str) -> dict | None:
     own = folder / f"{path.stem}.state"
     if own.is_file() and not own.samefile(path):
         raise UserError(f"--resume {path} would replace {own}; move that away first")
-    read_at = path.stat().st_mtime_ns
-    return {**load_checked(path, folder), "read": (path, read_at)}
+    return path
 
 
 def check_free(folder: Path, name: str) -> None:
@@ -74,8 +86,8 @@ def load_checked(path: Path, folder: Path) -> dict:
         raise UserError(f"{path} is gone, from which a longer run would go on; keep its --steps")
     state = checkpoint.load_state(path)
     wanted = {
-        "folder": str, "step": int, "skipped": int, "begun_as": int, "fall_start": int,
-        "settings": dict, "ids": dict, "configs": dict, "random": dict,
+        "folder": str, "step": int, "begun_as": int, "fall_start": int, "settings": dict,
+        "ids": dict, "configs": dict,
     }  # fmt: skip
     wrong = [k for k, kind in wanted.items() if type(state.get(k)) is not kind]
     if not isinstance(state.setdefault("valid_loss", None), float | None):
@@ -115,6 +127,6 @@ def in_batches_of(state: dict, order: ShuffledOrder) -> dict:
     was = min(state["settings"].get("batch", order.batch), order.n)
     if order.batch == was:
         return state
-    counts = "step", "skipped", "begun_as", "fall_start"
+    counts = "step", "begun_as", "fall_start"
     settings = {**state["settings"], "steps": state["settings"]["steps"] * was // order.batch}
     return {**state, **{k: state[k] * was // order.batch for k in counts}, "settings": settings}

@@ -12,24 +12,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import make_folder, remove_leftovers, write_atomic
+from common.launch import is_first
+from common.locks import Lock
 from data.order import ShuffledOrder
 from models.draws import Draws
-from training import checkpoint
+from training import checkpoint, distributed
 from training.optimizer import LrSchedule, Optimizer
 from training.progress import Progress, dispensable, file_size, told
 from training.resuming import in_batches_of, load_checked, lock_run
-from training.runtime import Runtime, random_state, set_random_state
+from training.runtime import Runtime
 from training.series import Series
 
 STATE_EVERY = 600  # seconds between states, so that a power failure costs at most that much
 NUM_VALID = 256  # most validation images behind the figures of a run
 TWICE_AFTER = 1.0  # seconds: what launchers forward arrives twice, and is one Ctrl-C
 LAST_FIGURE = "losses.png"  # that which every loop draws last
+OUT_OF_TIME = getattr(signal, "SIGALRM", 14)  # of --time-limit
 PROLONG = "to go on, pass a larger --epochs or --steps"
 
 
@@ -63,31 +67,35 @@ class Run:
     """The schedule of a run over `order`, and its files in checkpoints/task and fig/task/name.
 
     settings: what was asked for, and ids: what the data are; both go into the state, and `name`
-    into the names of files. state: find_state's. Raises UserError when the run has done more steps
-    already, another process is at it, or its files cannot be written.
+    into the names of files. state: find_state's. accumulate: parts in which a step is done. Of
+    several processes, the first has the files. Raises UserError when the run has done more steps
+    already, a batch cannot be divided, another process is at it, or its files cannot be written.
     """
 
     def __init__(
         self, task: str, name: str, steps: int, lr_schedule: str, order: ShuffledOrder,
         runtime: Runtime, settings: dict, ids: dict[str, str], state: dict | None = None,
-        saving: Saving | None = None,
+        saving: Saving | None = None, accumulate: int = 1,
     ) -> None:  # fmt: skip
+        distributed.check_batch(order.batch, accumulate)
         self.name, self.steps, self.order, self.runtime = name, steps, order, runtime
         self.settings, self.ids = {**settings, "steps": steps}, ids
         self.saving = saving or Saving()
+        self.places, self.is_first = distributed.share(order.batch), is_first()
 
         # Its folders, made at once: not to lose hours of training for them.
         self.folder, self.fig = Path("checkpoints", task), Path("fig", task, name)
-        make_folder(self.folder)
-        make_folder(self.fig)
-        self._lock = lock_run(self.folder, name, state)
-        for folder in (self.folder, self.fig, self.fig.parent):
-            remove_leftovers(folder)
+        self._lock: Lock | None = None
+        if self.is_first:
+            make_folder(self.folder)
+            make_folder(self.fig)
+            self._lock = lock_run(self.folder, name, state)
+            for folder in (self.folder, self.fig, self.fig.parent):
+                remove_leftovers(folder)
         self.metrics = self.fig / "metrics.jsonl"
         self.state_path = self.folder / f"{name}.state"
 
         # Where it begins. A rate that has fallen rises again only from the state before its fall.
-        # skipped: batches of which no image was readable.
         self._before_fall = self.folder / f"{name}.state-before-fall"
         state = in_batches_of(state, order) if state else None
         fallen = state is not None and state["step"] > state["fall_start"]
@@ -97,7 +105,6 @@ class Run:
             print(f"going on from step {state['step']}, before the learning rate fell")
         self._state = state
         self.start = state["step"] if state else 0
-        self.skipped = state["skipped"] if state else 0
         if self.start > self.steps:
             raise UserError(f"the run {self.name} has done {self.start} steps; {PROLONG}")
 
@@ -119,7 +126,7 @@ class Run:
         self._dispensing = False
 
     def take(self, parts: dict[str, Any], networks: dict[str, nn.Module], facts: dict) -> None:
-        """Save these from now on; in a resumed run, bring them to where it was, and random numbers.
+        """Save these from now on; in a resumed run, bring them to where it was.
 
         parts: {name: something with state_dict and load_state_dict}, all that the state must hold;
         "ema" are the averaged weights of another of them. networks, facts: as Series has them.
@@ -138,7 +145,6 @@ class Run:
             try:
                 for name, part in parts.items():
                     part.load_state_dict(self._state[name])
-                set_random_state(self._state["random"], self.runtime.device)
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
                 what = f"{self.state_path} does not fit the networks and optimizers of its run"
                 raise UserError(f"{what}; start a new run") from None
@@ -181,14 +187,15 @@ class Run:
             with Progress(self.metrics, self.name, self.start, self.steps, self.order.batch) as bar:
                 yield bar
         except (UserError, OSError):  # of the data, for example: what was learnt is good
-            if self._done > self._saved_done:
+            if self.is_first and self._done > self._saved_done:
                 with dispensable("state"):
                     self.save_state(self._done)
             raise
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            self._lock.release()
+            if self._lock:
+                self._lock.release()
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         if not self._stop:
@@ -199,18 +206,17 @@ class Run:
         if self._dispensing:
             raise EnoughError("a stop was asked for")
 
-    def find_in_order(self, step: int, index: int) -> None:
-        """Count the batches left out before this step's, which holds the image of that index."""
-        while index not in self.order.indices(step + self.skipped):
-            self.skipped += 1
+    def indices(self, step: int) -> torch.Tensor:
+        """Those of this process's share of a step's batch, int64."""
+        return self.order.indices(step, self.places)
 
     def draws(self, step: int, found: Sequence[int] | None = None) -> Draws:
         """The random numbers of this step, for the images found at these indices; None: for all
-        of its batch."""
-        places: Sequence[int] = range(self.order.batch)
-        if found is not None and len(found) < self.order.batch:
-            wanted = self.order.indices(step + self.skipped).tolist()
-            places = [wanted.index(i) for i in found]
+        of this process's share."""
+        places: Sequence[int] = self.places
+        if found is not None and len(found) < len(places):
+            wanted = self.indices(step).tolist()
+            places = [self.places[wanted.index(i)] for i in found]
         return Draws(self.order.seed, step, places, self.runtime.device)
 
     def epoch(self, done: int) -> int:
@@ -247,12 +253,21 @@ class Run:
 
     def end_step(self, done: int, draw: Callable[[], None]) -> None:
         """The end of a step: state, checkpoints and figures, each when it is due. draw: makes the
-        figures. Where a stop was asked for, KeyboardInterrupt or SystemExit is raised.
+        figures. Where a stop was asked of any process, KeyboardInterrupt or SystemExit is raised.
 
         The state comes first, with each checkpoint and every STATE_EVERY seconds: what a kill
         leaves undone after it, catch_up does when the run is resumed.
         """
         self._done = done
+        late = self.saving.deadline is not None and time.monotonic() > self.saving.deadline
+        stop = self._stop or (late and done < self.steps and OUT_OF_TIME)
+        self._stop = int(distributed.most(stop))
+        if self.is_first:
+            self._save_and_draw(done, draw)
+        if self._stop:
+            self._end(done)
+
+    def _save_and_draw(self, done: int, draw: Callable[[], None]) -> None:
         self._keep_before_fall(done)
         if self.save_due(done) or time.monotonic() - self._saved_at > STATE_EVERY:
             self.save_state(done)
@@ -262,12 +277,11 @@ class Run:
                 tqdm.write(told("checkpoint", path))
         if self.figures_due(done) and not self._stop:
             self._draw(draw)
-        late = self.saving.deadline is not None and time.monotonic() > self.saving.deadline
-        if self._stop or (late and done < self.steps):
-            self._end(done)
 
     def catch_up(self, draw: Callable[[], None]) -> None:
         """Before a resumed run goes on: what was due after its last state and is not there."""
+        if not self.is_first:
+            return
         if self.start and self.save_due(self.start):
             self.series.save(self.start, self.epoch(self.start), self.valid_loss)
         drawn, saved = self.fig / LAST_FIGURE, self.state_path
@@ -288,18 +302,22 @@ class Run:
 
     def _end(self, done: int) -> None:
         """Save what there is, and stop."""
-        self.save_state(done)
-        if not self.save_due(done):
-            self.series.save_stopped(done, self.epoch(done))
+        if self.is_first:
+            self.save_state(done)
+            if not self.save_due(done):
+                self.series.save_stopped(done, self.epoch(done))
         tqdm.write(f"stopped after step {done}; --resume goes on from there")
         if self._stop == signal.SIGINT:
             raise KeyboardInterrupt
-        in_time = self._stop in (0, getattr(signal, "SIGALRM", 0))  # --time-limit
-        raise SystemExit(0 if in_time else 128 + self._stop)
+        raise SystemExit(0 if self._stop == OUT_OF_TIME else 128 + self._stop)
 
     def _keep_before_fall(self, done: int) -> None:
         """The state from which a prolonged run goes on, where the learning rate falls from here."""
-        if self.schedule.name == "trapezoid" and done == self.schedule.fall_start < self.steps:
+        if (
+            self.is_first
+            and self.schedule.name == "trapezoid"
+            and done == self.schedule.fall_start < self.steps
+        ):
             self.save_state(done, self._before_fall)
 
     def save_state(self, done: int, path: Path | None = None) -> None:
@@ -309,7 +327,6 @@ class Run:
         tree |= {
             "folder": self.folder.as_posix(),
             "step": done,
-            "skipped": self.skipped,
             "begun_as": self.schedule.begun_as,
             "fall_start": self.schedule.fall_start,
             "valid_loss": self.valid_loss,
@@ -317,7 +334,6 @@ class Run:
             "ids": self.ids,
             "configs": _configs(self.parts),
             "facts": {**self.series.facts, "run": self.name, "step": done},
-            "random": random_state(self.runtime.device),
         }
         checkpoint.save_state(path or self.state_path, tree)
         self._saved_at, self._saved_done = time.monotonic(), done

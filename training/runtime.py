@@ -12,6 +12,7 @@ import torch
 
 from common.errors import UserError
 from common.files import first_line
+from common.launch import launched
 from common.machine import cores
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -87,30 +88,16 @@ class Runtime:
         return f"{self.device.type} ({name}), {self.precision}, {compiled}"
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of the random number generators of the CPU and of the device."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """The inverse of random_state; a run that moved to another device goes on with its seed's."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    if device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
-
-
 def _device(choice: str) -> torch.device:
     if choice == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            return torch.device("cuda", launched().local_rank)
+        alone = launched().size == 1
+        return torch.device("mps" if torch.backends.mps.is_available() and alone else "cpu")
+    if launched().size > 1 and choice not in ("cpu", "cuda"):
+        raise UserError(f"--device {choice}: of several processes each takes the GPU of its number")
+    if launched().size > 1 and choice == "cuda":
+        choice = f"cuda:{launched().local_rank}"
     try:
         device = torch.device(choice)
         if device.type not in ("cpu", "cuda", "mps"):

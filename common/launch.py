@@ -1,0 +1,58 @@
+"""Which of the processes this is that torchrun has started; without torchrun there is one."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.errors import UserError
+
+NEEDED = "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """rank: number of this process among all `size` of them; local_rank, local_size: the same among
+    those of this machine. restarts: how often torchrun has begun anew. job: its --rdzv_id, or
+    nothing."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    restarts: int = 0
+    job: str = ""
+
+    def __str__(self) -> str:
+        """What a process puts before its words: nothing where there is one."""
+        return f"rank {self.rank}: " if self.size > 1 else ""
+
+
+def launched() -> Launch:
+    """As the environment has it. UserError where it has a part of what torchrun sets."""
+    size = os.environ.get("WORLD_SIZE", "") or "1"
+    if size in ("0", "1"):
+        return Launch()
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {size}, but {missing[0]} is not set; start several processes with "
+            "torchrun, or unset WORLD_SIZE"
+        )
+    numbers = [os.environ.get(name, "0") for name in (*NEEDED[:3], "TORCHELASTIC_RESTART_COUNT")]
+    if not all(map(str.isdecimal, [size, *numbers])):
+        raise UserError(
+            f"WORLD_SIZE, {', '.join(NEEDED[:3])} must be numbers, as torchrun has them"
+        )
+    rank, local_rank, local_size, restarts = map(int, numbers)
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return Launch(rank, int(size), local_rank, local_size, restarts, "" if job == "none" else job)
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, which alone writes files and speaks."""
+    return launched().rank == 0
+
+
+# Whether this process may tell an error: the first in which one happens. Processes that have met
+# agree about it (training/distributed.py).
+tells_errors: list[Callable[[], bool]] = [is_first]

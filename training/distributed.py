@@ -1,0 +1,152 @@
+"""Several processes that train as one, started by torchrun; alone, all of this does nothing.
+
+Each has its share of a batch's places. Whatever they have to agree on goes through here. All of
+them must make the same calls in the same order. Raises PeerLostError where another one has ended.
+"""
+
+import atexit
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import distributed as dist
+
+from common import launch
+from common.errors import PeerLostError, UserError, short
+from common.files import first_line
+from common.launch import launched
+
+Value = TypeVar("Value")
+PATIENCE = timedelta(hours=2)  # the longest wait for another process, which may train a classifier
+LAST_WORDS = 1.0  # seconds in which one that fails says why, before others say that it is gone
+
+
+def start() -> None:
+    """Meet the other processes, where there are any. Called first of all that is done here."""
+    here = launched()
+    if here.size == 1 or dist.is_initialized():
+        return
+    on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    if on_gpus and here.local_size > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"{here.local_size} processes, but {count} GPUs; one each is needed")
+    if on_gpus:
+        torch.cuda.set_device(here.local_rank)
+    with _reaching():
+        store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
+            store=store, rank=here.rank, world_size=here.size, timeout=PATIENCE,
+        )  # fmt: skip
+
+    def tells_errors() -> bool:
+        with suppress(Exception):  # the store may have gone with the others
+            return store.add(f"errors{here.restarts}", 1) == 1
+        return here.rank == 0
+
+    launch.tells_errors.append(tells_errors)
+    atexit.register(_leave)
+
+
+def count() -> int:
+    """How many processes train together."""
+    return launched().size
+
+
+def share(n: int) -> range:
+    """Those of n places in a batch that are this process's; n is a multiple of their number."""
+    here = launched()
+    return range(here.rank * n // here.size, (here.rank + 1) * n // here.size)
+
+
+def mine(items: Sequence[Value]) -> list[Value]:
+    """Every so manieth of items, beginning with the rank's."""
+    here = launched()
+    return list(items[here.rank :: here.size])
+
+
+def check_batch(batch: int, parts: int) -> None:
+    """Raise UserError unless a batch can be divided among all processes, in so many parts each."""
+    size = count()
+    each = size * parts
+    if batch % each:
+        nearest = [n for n in (batch // each * each, -(-batch // each) * each) if n]
+        what = f"{size} processes" + f" in {parts} parts each" * (parts > 1)
+        what = what if size > 1 else f"{parts} parts"
+        raise UserError(
+            f"--batch {batch} cannot be divided among {what}; the nearest that can be: "
+            + " and ".join(map(str, nearest))
+        )
+
+
+def average(tensors: Sequence[torch.Tensor]) -> None:
+    """Put in each of these the mean of all processes' ones. All on one device, float32."""
+    size = launched().size
+    if size == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    with _reaching():
+        dist.all_reduce(flat)
+    for tensor, mean in zip(
+        tensors, (flat / size).split([t.numel() for t in tensors]), strict=True
+    ):
+        tensor.copy_(mean.view(tensor.shape))
+
+
+def total(value: float) -> float:
+    """The sum of all processes' values."""
+    return _reduced(value, dist.ReduceOp.SUM)
+
+
+def most(value: float) -> float:
+    """The greatest of all processes' values."""
+    return _reduced(value, dist.ReduceOp.MAX)
+
+
+def everyones(value: Value) -> list[Value]:
+    """The values of all processes, by rank: anything that can be pickled."""
+    values = [value] * launched().size
+    if len(values) > 1:
+        with _reaching():
+            dist.all_gather_object(values, value)
+    return values
+
+
+def firsts(value: Value) -> Value:
+    """Rank 0's value, of which the others bring any: anything that can be pickled."""
+    values = [value]
+    if launched().size > 1:
+        with _reaching():
+            dist.broadcast_object_list(values)
+    return values[0]
+
+
+def _reduced(value: float, how: dist.ReduceOp.RedOpType) -> float:
+    if launched().size == 1:
+        return value
+    reduced = torch.tensor([value], dtype=torch.float64)
+    with _reaching():
+        dist.all_reduce(reduced, how)
+    return reduced.item()
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Around what needs the others. One that fails has said why by the time it is missed."""
+    try:
+        yield
+    except RuntimeError as error:
+        began = time.monotonic()
+        while time.monotonic() - began < LAST_WORDS:
+            time.sleep(0.1)
+        why = short(re.sub(r"^\[\S+\] ", "", first_line(error)), 100)  # without a place in gloo
+        raise PeerLostError(f"another process has ended or cannot be reached ({why})") from error
+
+
+def _leave() -> None:
+    with suppress(Exception):
+        dist.destroy_process_group()
