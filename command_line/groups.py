@@ -36,7 +36,10 @@ def data_root_flags(group: Group, what: str) -> None:
 
 def images_flags(parser: Parser, of_encoder: bool = False) -> Group:
     group = parser.group("data", frozenset({TRAIN, EVALUATE}), Resuming.MOVABLE)
-    text = "CelebA, drawn faces, or a folder or zip of images, searched recursively"
+    text = (
+        "CelebA, drawn faces, or a folder, zip or tar (not compressed) of images, searched "
+        "recursively; several tars: 'shards-{000..999}.tar'"
+    )
     otherwise = "what the encoder was trained on" if of_encoder else None
     default = None if of_encoder else "celeba"
     group.add("--data", text, None, "celeba|synthetic|PATH", default, otherwise=otherwise)

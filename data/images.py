@@ -1,6 +1,6 @@
 """Images of any source as data sets of uint8 tensors of one size, one data set per split.
 
-A source is CelebA's aligned faces, a folder or zip of images, or drawn faces.
+A source is CelebA's aligned faces, a folder, zip or tars of images, or drawn faces.
 """
 
 import hashlib
@@ -89,8 +89,8 @@ class FileDataset(ImageDataset):
         return [item for items in decoded for item in items]
 
     def stamp(self) -> str:
-        """A hash of the names with their CRCs (in a zip) or sizes in bytes (in a folder, whose
-        files would have to be read for more; only uncompressed ones are), and of what these
+        """A hash of the names with their CRCs (in a zip) or sizes in bytes (in a folder or tars,
+        whose files would have to be read for more; only uncompressed ones are), and of what these
         pictures' own values and colours make of them."""
         parts: list[object] = [PREPARED, [(name, self.files.stamps[name]) for name in self.names]]
         parts += [self.whites] * (self.whites != WHITES) + ["profiles"] * self.foreign
@@ -127,7 +127,7 @@ def open_images(
 ) -> dict[str, ImageDataset]:
     """{"train": data set, "valid": data set} (CelebA: "test" too) of `data` at size (H, W).
 
-    data: "celeba" (looked for in root), "synthetic", or the path of a folder or zip, whose files'
+    data: "celeba" (looked for in root), "synthetic", or what ImageFiles takes, whose files'
     headers are all read. grey: of 1 channel, whatever they are. Raises UserError, saying what to
     do, when there is nothing to read.
     """
@@ -153,11 +153,12 @@ def open_images(
     # Anybody's images: they may be of any size, grey or damaged.
     else:
         if not data:  # which would be the current folder
-            raise UserError("--data '': no such folder or zip")
+            raise UserError("--data '': no such folder, zip or tar")
         files = ImageFiles(data)
         tally = BadFiles(len(files.stamps) + len(files.refused))
         headers = scan.readable(files, size, tally)
-        splits, whites = split_by_hash(list(headers)), scan.measure_whites(files, headers)
+        splits = split_by_hash(list(headers), files.depth)
+        whites = scan.measure_whites(files, headers)
         channels = 1 if grey else scan.num_channels(headers.values())
         foreign = any(header.foreign for header in headers.values())
     scan.look(files, splits["train"], whites)
@@ -168,14 +169,15 @@ def open_images(
     }
 
 
-def split_by_hash(names: list[str]) -> dict[str, list[str]]:
+def split_by_hash(names: list[str], depth: int | None = None) -> dict[str, list[str]]:
     """{"train": .., "valid": ..}: every name's own hash decides, so new files move no old ones.
 
     The folders that all names begin with are left out of it: they are no more than the place where
-    a set lies. 5 % go to validation; at least one, which is also trained on where it is the only
-    image.
+    a set lies. depth: how many these are, where that is known: of tars only the tar's own name, so
+    that it does not matter which others are given. 5 % go to validation; at least one, which is
+    also trained on where it is the only image.
     """
-    shared = len(os.path.commonprefix([name.split("/")[:-1] for name in names]))
+    shared = depth or len(os.path.commonprefix([name.split("/")[:-1] for name in names]))
     own = {n: "/".join(n.split("/")[shared:]).encode(errors="surrogateescape") for n in names}
     chosen = {name for name in names if zlib.crc32(own[name]) % 20 == 0}
     valid = [n for n in names if n in chosen] or sorted(names)[:1]

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tarfile
 import zipfile
 import zlib
 
@@ -27,6 +28,16 @@ def zipped(folder, path):
     with zipfile.ZipFile(path, "w") as file:
         for p in sorted(folder.rglob("*")):
             file.write(p, p.relative_to(folder))
+    return path
+
+
+def tarred(path, contents, **options):
+    """A tar of {name: bytes}, in this order; options: of tarfile."""
+    with tarfile.open(path, "w", **options) as file:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
     return path
 
 

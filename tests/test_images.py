@@ -54,7 +54,7 @@ def test_nothing_to_read_is_refused(tmp_path, content):
         folder.mkdir()
     if content == "text":
         (folder / "notes.txt").write_text("no picture")
-    with pytest.raises(ValueError, match="no such folder or zip" if not content else "no readable"):
+    with pytest.raises(ValueError, match="no readable" if content else "no such folder, zip or"):
         open_images(str(folder), None, (8, 8))
 
 

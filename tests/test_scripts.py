@@ -318,7 +318,7 @@ ENCODER = ("--encoder", "checkpoints/autoencoder/1.safetensors")
          "holds a UNet, but a AutoencoderKL is needed"),
         ("latent_diffusion.py", ("--train", *ENCODER, "--size", "20x32"), "that works is 16x32"),
         ("latent_diffusion.py", ("--train", *ENCODER, "--data", "nowhere"), "no such folder"),
-        ("train_encoder.py", ("--data", "nowhere"), "nowhere: no such folder or zip"),
+        ("train_encoder.py", ("--data", "nowhere"), "nowhere: no such folder, zip or tar"),
         ("train_encoder.py", ("--data", "checkpoints/autoencoder"), "no readable image"),
         ("train_encoder.py", ("--data", "digits.safetensors"), "not a readable zip"),
         ("train_encoder.py", ("--data", "pictures", "--size", "30x40"), "that works is 32x"),
