@@ -38,7 +38,7 @@ class Draws:
 
     def uniform(self, purpose: Purpose) -> torch.Tensor:
         """(B,) in (0, 1), float32: multiples of 2^-24, shifted by a half."""
-        return _unit(self._words(purpose, 1)[:, 0])
+        return _unit(self._words(purpose, 1)[:, 0]).to(self.device)
 
     def normal(self, purpose: Purpose, shape: Sequence[int]) -> torch.Tensor:
         """(B, *shape) standard normal, float32, by Box and Muller."""
@@ -46,12 +46,15 @@ class Draws:
         u, v = _unit(self._words(purpose, size + size % 2)).chunk(2, dim=1)
         radius, angle = (-2 * u.log()).sqrt(), 2 * math.pi * v
         both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2).flatten(1)
-        return both[:, :size].reshape(len(self.places), *shape)
+        return both[:, :size].reshape(len(self.places), *shape).to(self.device)
 
     def _words(self, purpose: Purpose, count: int) -> torch.Tensor:
-        """(B, count) of 32 random bits, int64."""
-        blocks = torch.arange(-(-count // 4), device=self.device)
-        places = torch.tensor(list(self.places), device=self.device)
+        """(B, count) of 32 random bits, int64. On the CPU for mps, which does not promise that
+        products of 64 bits wrap around."""
+        mps = torch.device(self.device).type == "mps"
+        blocks = torch.arange(-(-count // 4), device="cpu" if mps else self.device)
+        places = torch.tensor(list(self.places))
+        places = places.to(blocks.device, non_blocking=blocks.is_cuda)  # which is not waited for
         counter = [
             blocks.expand(len(places), -1),
             places[:, None].expand(-1, len(blocks)),
