@@ -31,7 +31,8 @@ def say():
     if torch and torch.cuda.is_initialized():
         print("peak memory", torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
     else:
-        print("peak memory", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        unit = 1 if sys.platform == "darwin" else 1024
+        print("peak memory", unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 atexit.register(say)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

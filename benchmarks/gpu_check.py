@@ -27,7 +27,7 @@ from data.celeba import find_celeba
 from training.records import read_metrics
 from training.runtime import Runtime
 
-MINUTES, SHORT_MINUTES = 9, 6
+MINUTES, SHORT_MINUTES = 9, 8
 WARM_UP, SHORT_WARM_UP = 40, 8  # steps of a first training, which passes all phases of the GAN
 CELEBA_IMAGES, SHORT_IMAGES = 8000, 40  # pictures that are learnt
 SHORT_TRAINING = ["--batch", "4", "--channels", "8"]
@@ -210,18 +210,18 @@ def some_of_celeba(check):
 
 PARTS = {  # name: (seconds on a GPU, function)
     "tests": (50, tests),
-    "steps": (70, benchmark("steps")),
-    "peak": (75, benchmark("peak")),
+    "steps": (85, benchmark("steps")),
+    "peak": (90, benchmark("peak")),
     "draws": (20, benchmark("draws")),
-    "caching": (40, benchmark("caching")),
+    "caching": (35, benchmark("caching")),
     "digits": (40, digits),
-    "encoder": (105, encoder),
-    "denoiser": (80, latent_denoiser),
-    "pictures": (40, pictures),
+    "encoder": (100, encoder),
+    "denoiser": (70, latent_denoiser),
+    "pictures": (30, pictures),
 }
 SHORT_PARTS = {  # on a CPU
     "tests": (40, tests),
-    "caching": (80, benchmark("caching")),
+    "caching": (100, benchmark("caching")),
     "digits": (50, digits),
     "encoder": (60, encoder),
     "denoiser": (60, latent_denoiser),
