@@ -14,11 +14,14 @@ from benchmarks.report import Report
 from training.runtime import Runtime
 
 ALL = {
-    "steps": lambda report, runtime, args: steps.denoiser_steps(report, runtime),
-    "peak": lambda report, runtime, args: steps.shares_of_peak(report, runtime),
+    "steps": lambda report, runtime, args: steps.denoiser_steps(report, runtime, args.quick),
+    "peak": lambda report, runtime, args: steps.shares_of_peak(report, runtime, args.quick),
+    "draws": lambda report, runtime, args: steps.draws(report, runtime),
     "floors": lambda report, runtime, args: steps.floors(report, runtime),
     "memory": lambda report, runtime, args: steps.memory(report, runtime),
-    "caching": lambda report, runtime, args: pipeline.caching(report, runtime, args.data_root),
+    "caching": lambda report, runtime, args: pipeline.caching(
+        report, runtime, args.data_root, args.quick
+    ),
     "epoch": lambda report, runtime, args: pipeline.epoch(report, runtime),
     "streaming": lambda report, runtime, args: pipeline.streaming(report),
     "sampling": lambda report, runtime, args: sampling.sampling(report, runtime),
@@ -35,6 +38,7 @@ def main():
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and images")
     parser.add_argument("--out", metavar="FILE", help="also write the figures there, as JSON")
     args = parser.parse_args()
     runtime = Runtime(args.device, args.precision)

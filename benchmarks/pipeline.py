@@ -33,20 +33,23 @@ CELEBA = (218, 178)  # (H, W) of CelebA's own files
 MEMORY_SIZES = 10_000, 160_000  # latents of 3x52x44 whose streaming is compared
 
 
-def caching(report, runtime, data_root):
-    """Building the cache of files on disk against encoding images that lie in memory."""
+def caching(report, runtime, data_root, quick=False):
+    """Building the cache of files on disk against encoding images that lie in memory; quick: only
+    at CelebA's size on this machine, and once."""
     device, precision = runtime.device.type, runtime.precision
-    for size, count in NUM_IMAGES.items():
-        count *= 10 if runtime.on_gpu else 1
+    sizes = [steps.image_size(runtime.on_gpu)] if quick else list(NUM_IMAGES)
+    for size in sizes:
+        count = NUM_IMAGES[size] * (10 if runtime.on_gpu else 1)
+        count //= 30 if quick and not runtime.on_gpu else 1
         if data_root is not None:
             count = min(count, len(open_images("celeba", data_root, size)["train"]))
         with tempfile.TemporaryDirectory() as folder:
             where = data_root or folder
             if data_root is None:
-                draw_files(Path(folder), count)
+                draw_files(Path(folder), count + count // 10)  # one in 20 is for validation
             more = f"({device!r}, {precision!r}, {size}, {count}, {str(where)!r}, {folder!r})"
             makers = {"build": f"pipeline.build{more}", "forward": f"pipeline.forward{more}"}
-            seconds = alternate(makers, rounds=3, calls=1)
+            seconds = alternate(makers, rounds=1 if quick else 3, calls=1)
         name = "x".join(map(str, size))
         speed, alone = count / seconds["build"], count / seconds["forward"]
         what = "CelebA" if data_root else "drawn faces as JPEG of 178x218"
@@ -58,10 +61,13 @@ def caching(report, runtime, data_root):
 
 
 def draw_files(folder, count):
-    """CelebA's folder with drawn faces in it, as JPEG of its size."""
-    for i in range(count):
-        path = folder / "img_align_celeba" / f"{i + 1:06d}.jpg"
-        save_image(path, Image.fromarray(draw_face(i % 200, CELEBA)))
+    """CelebA's folder with drawn faces in it, as JPEG of its size: 200 faces, and copies."""
+    paths = [folder / "img_align_celeba" / f"{i + 1:06d}.jpg" for i in range(count)]
+    for i, path in enumerate(paths):
+        if i < 200:
+            save_image(path, Image.fromarray(draw_face(i, CELEBA)))
+        else:
+            shutil.copyfile(paths[i % 200], path)
 
 
 def encoder_and_images(device, precision, size, count, root):

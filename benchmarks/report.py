@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,7 +102,8 @@ class _Worker:
         raise RuntimeError("a benchmark's process has ended; its error stands above")
 
     def close(self):
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended by itself, which run() has told
+            self.process.stdin.close()
         self.process.wait()
 
 

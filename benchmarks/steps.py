@@ -8,6 +8,7 @@ import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,13 +19,13 @@ from benchmarks.report import alternate, installed, python, synchronize
 from command_line.defaults import default_size
 from command_line.parsers import parse_encoder, parse_latent
 from latent_diffusion import CHANNEL_MULT
-from models.draws import Draws
+from models.draws import Draws, Purpose
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from train_encoder import autoencoder_network, discriminator_network
 from training import denoiser
 from training.autoencoder import AutoencoderLearner, GanPhase
 from training.denoiser import DenoiserLearner
-from training.runtime import DTYPES, Runtime
+from training.runtime import COMPILE_FROM, DTYPES, Runtime
 
 # (batch, channels, height): 3x3 convolutions of as many channels to as many; and n x n matrices.
 CONVOLUTIONS = [(16, 64, 64), (16, 128, 32), (64, 128, 16), (64, 256, 16), (64, 256, 8)]
@@ -64,9 +65,16 @@ def network_and_schedule(args, in_channels, channel_mult, clip_x0):
     return model, DDPMScheduler(SchedulerConfig(1000, args.schedule, args.prediction, clip_x0))
 
 
-def our_denoiser(device, precision):
+def our_runtime(device, precision, compiled):
+    """The Runtime of a step; compiled: as the default runs are on a GPU, where that works."""
+    runtime = Runtime(device, precision)
+    runtime.decide_compile("auto" if compiled else "off", COMPILE_FROM)
+    return runtime
+
+
+def our_denoiser(device, precision, compiled=False):
     """(step, network): a function that makes one training step on whitened latents."""
-    args, runtime = latent_args(), Runtime(device, precision)
+    args, runtime = latent_args(), our_runtime(device, precision, compiled)
     x0 = torch.randn(args.batch, *latent_shape(runtime.on_gpu))
     return our_step(args, runtime, *our_network(), lambda: x0)
 
@@ -166,9 +174,9 @@ def size(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def our_autoencoder(device, precision):
+def our_autoencoder(device, precision, compiled=False):
     """(step, network): one training step of generator and discriminator together."""
-    args, runtime = encoder_args(), Runtime(device, precision)
+    args, runtime = encoder_args(), our_runtime(device, precision, compiled)
     height_width = image_size(runtime.on_gpu)
     model, disc = our_autoencoder_network(), discriminator_network(3, args.channels, height_width)
     learner = AutoencoderLearner(
@@ -194,6 +202,8 @@ CONTENDERS = {
     "diffusers": diffusers_denoiser,
     "denoising_diffusion_pytorch": ddpm_pytorch_denoiser,
     "autoencoder": our_autoencoder,
+    "ours_compiled": partial(our_denoiser, compiled=True),
+    "autoencoder_compiled": partial(our_autoencoder, compiled=True),
 }
 
 
@@ -210,20 +220,23 @@ def denoisers(runtime):
     if runtime.precision == "fp32":
         precisions = ["fp32"]
     found = {"ours": ("ours", runtime.precision)}
+    if runtime.on_gpu:  # where long runs compile by default
+        found = {"ours": ("ours_compiled", runtime.precision)}
+        found["ours, not compiled"] = ("ours", runtime.precision)
     for package in ("diffusers", "denoising_diffusion_pytorch"):
         if installed(package):
             found |= {f"{package}, {precision}": (package, precision) for precision in precisions}
     return found
 
 
-def denoiser_steps(report, runtime):
+def denoiser_steps(report, runtime, quick=False):
     """Images/s of a denoiser's training step, ours against the peers'."""
     device = runtime.device.type
     makers = {
         label: f"steps.make({name!r}, {device!r}, {precision!r})"
         for label, (name, precision) in denoisers(runtime).items()
     }
-    seconds = alternate(makers, rounds=9, calls=2)
+    seconds = alternate(makers, rounds=3 if quick else 9, calls=2)
     batch = latent_args().batch
     shape = "x".join(map(str, latent_shape(runtime.on_gpu)))
     for label, (name, precision) in denoisers(runtime).items():
@@ -235,31 +248,58 @@ def denoiser_steps(report, runtime):
         at_least = 4 if name.startswith("denoising") else 1.5 if runtime.on_gpu else 1.7
         usual = precision == ("bf16" if runtime.on_gpu else "fp32")
         ratio = seconds[label] / seconds["ours"]
-        target = f">= {at_least}" if usual else ""
+        target = f">= {at_least}" if usual and name != "ours" else ""
         report.add(f"denoiser step, ours against {label}", ratio, "times", target)
 
 
-def shares_of_peak(report, runtime):
+def shares_of_peak(report, runtime, quick=False):
     """FLOP/s of our training steps over the highest rate that this machine shows."""
-    before = peak(runtime)
+    best, where = peak(runtime)
     args, height_width = encoder_args(), image_size(runtime.on_gpu)
     jobs = {"denoiser": ("ours", latent_args().batch), "autoencoder": ("autoencoder", args.batch)}
     targets = {"denoiser": ">= 0.45" if runtime.on_gpu else ">= 0.55", "autoencoder": ">= 0.45"}
     arguments = f"{runtime.device.type!r}, {runtime.precision!r}"
-    makers = {label: f"steps.make({name!r}, {arguments})" for label, (name, _) in jobs.items()}
-    seconds = alternate(makers)
-    best, where = max(before, peak(runtime))
-    note = f"{where}; {platform.processor() or platform.machine()}"
-    report.add("arithmetic peak", best / 1e12, f"TFLOP/s in {runtime.precision}", note=note)
-    for label, (name, batch) in jobs.items():
+    ending = "_compiled" if runtime.on_gpu else ""
+    seconds = {}
+    for label, (name, batch) in jobs.items():  # one after the other: who is cut has the first
+        maker = {label: f"steps.make({name + ending!r}, {arguments})"}
+        seconds |= alternate(maker, rounds=3 if quick else 7)
+        best, where = max((best, where), peak(runtime))
         flops = count(make(name, runtime.device.type, runtime.precision))
         milliseconds = 1e3 * seconds[label] / batch
         note = f"{flops / batch / 1e9:.2f} GFLOP and {milliseconds:.2f} ms an image"
         share = flops / seconds[label] / best
         report.add(f"{label} step, share of peak", share, "", targets[label], note)
+    note = f"{where}; {platform.processor() or platform.machine()}"
+    report.add("arithmetic peak", best / 1e12, f"TFLOP/s in {runtime.precision}", note=note)
     note = f"{'x'.join(map(str, height_width))}, batch {args.batch}"
     speed = args.batch / seconds["autoencoder"]
     report.add("autoencoder step, with GAN", speed, "images/s", note=note)
+
+
+def draws(report, runtime):
+    """The random numbers of a denoiser's step, many small operations, beside the step itself."""
+    arguments = f"{runtime.device.type!r}, {runtime.precision!r}"
+    makers = {"draws": f"steps.draw_all({runtime.device.type!r})"}
+    makers["step"] = f"steps.make('ours', {arguments})"
+    seconds = alternate(makers, rounds=3)
+    report.add("random numbers of a denoiser step", 1e3 * seconds["draws"], "ms")
+    report.add(
+        "their time over that of the step, not compiled", seconds["draws"] / seconds["step"], ""
+    )
+
+
+def draw_all(device):
+    """A function that draws what a denoiser's training step does: posteriors, t and noise."""
+    runtime, shape = Runtime(device), latent_shape(device == "cuda")
+
+    def run():
+        numbers = Draws(0, MIDDLE, range(latent_args().batch), runtime.device)
+        numbers.normal(Purpose.POSTERIOR, shape)
+        numbers.uniform(Purpose.TIMESTEP)
+        numbers.normal(Purpose.NOISE, shape)
+
+    return run
 
 
 def floors(report, runtime):

@@ -122,14 +122,14 @@ def _sentence(error: Exception) -> str | None:
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         why = str(error).strip().split("\n")[0]
-        return f"torch.compile does not work here ({why}); leave out --compile on"
+        return f"torch.compile does not work here ({why}); pass --compile off"
     return str(error) if isinstance(error, UserError | OSError | PeerLostError) else None
 
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether the memory of a GPU (CUDA: OutOfMemoryError; Apple's: RuntimeError) or of the machine
     (numpy: MemoryError; torch: RuntimeError) does not suffice."""
-    words = "out of memory", "can't allocate memory", "not enough memory"
+    words = "out of memory", "can't allocate memory", "not enough memory", "_ALLOC_FAILED"
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in words)
     )

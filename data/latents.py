@@ -122,14 +122,13 @@ class LatentDataset:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def moments(self, indices: Indices) -> torch.Tensor:
-        """(B,) indices -> (B, 2c, h, w) fp16 on the CPU: mean and logvar as stored.
-
-        Time and memory are O(B), plus a bisection among the shards.
+    def moments(self, indices: Indices, pin_memory: bool = False) -> torch.Tensor:
+        """(B,) indices -> (B, 2c, h, w) fp16 on the CPU: mean and logvar as stored. pin_memory: for
+        a CUDA GPU, which else is waited for. Time and memory: O(B), and a bisection among shards.
         """
         # Read, not mapped: the system kills whoever reads a map of a file that became shorter.
         assert self._shape, "nothing is in this split"
-        out = torch.empty(len(indices), *self._shape, dtype=torch.float16)
+        out = torch.empty(len(indices), *self._shape, dtype=torch.float16, pin_memory=pin_memory)
         rows, size = as_bytes(out), out[:1].nbytes
         starts, file_of = self._starts, self._file
         for row, index in enumerate(torch.as_tensor(indices).tolist()):
@@ -162,7 +161,7 @@ class LatentDataset:
         """Whitened samples of the posteriors of these images: (B, c, h, w) float32 on device.
         noise: (c, h, w) -> standard normal (B, c, h, w) on that device; None: torch's own."""
         cuda = torch.device(device).type == "cuda"  # which need not be waited for
-        moments = self.moments(indices).to(device, non_blocking=cuda).float()
+        moments = self.moments(indices, pin_memory=cuda).to(device, non_blocking=cuda).float()
         mean, logvar = moments.chunk(2, dim=1)
         z = noise(mean.shape[1:]) if noise else torch.randn_like(mean)
         return self.stats.whiten(mean + (0.5 * logvar).exp() * z)

@@ -61,7 +61,8 @@ class Objective:
         probability = timestep_density(scheduler, density)
         importance = 1 / (scheduler.num_steps * probability)
         self.scheduler = scheduler
-        self.density = probability.float().to(device)
+        # Summed on the CPU: sums on two devices differ, and with them t of the same draw.
+        self.cumulative = probability.float().cumsum(0).to(device)
         self.importance = importance.float().to(device)
         self.weights = (importance * min_snr_weights(scheduler, gamma)).float().to(device)
 
@@ -70,7 +71,7 @@ class Objective:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The scalar to minimise; the losses (B,) that it is made of; their t (B,). draws: of the
         B places of x0 in the batch."""
-        t = timesteps_of(self.density, draws.uniform(Purpose.TIMESTEP))
+        t = timesteps_of(self.cumulative, draws.uniform(Purpose.TIMESTEP))
         eps = draws.normal(Purpose.NOISE, x0.shape[1:])
         losses = denoising_loss(model, self.scheduler, x0, t, eps)
         return (self.weights[t] * losses).mean(), losses, t
@@ -111,7 +112,7 @@ def timestep_density(scheduler: DDPMScheduler, name: str) -> torch.Tensor:
     return SHARE * mass / mass.sum() + (1 - SHARE) * uniform
 
 
-def timesteps_of(density: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """t: (n,) of probabilities density: (T,), where uniform: (n,) is uniform in (0, 1)."""
-    t = torch.searchsorted(density.cumsum(0), uniform.to(density.dtype), right=True)
-    return t.clamp(max=len(density) - 1)  # the sum may be rounded to below 1
+def timesteps_of(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """t: (n,) of the running sums (T,) of probabilities; uniform: (n,) is uniform in (0, 1)."""
+    t = torch.searchsorted(cumulative, uniform.to(cumulative.dtype), right=True)
+    return t.clamp(max=len(cumulative) - 1)  # the sum may be rounded to below 1

@@ -38,8 +38,8 @@ class Draws:
     device: torch.device | str = "cpu"
 
     def uniform(self, purpose: Purpose) -> torch.Tensor:
-        """(B,) in (0, 1), float32: multiples of 2^-24, shifted by a half."""
-        return _unit(self._words(purpose, 1)[:, 0])
+        """(B,) in (0, 1), float32: multiples of 2^-23, shifted by a half."""
+        return _unit(self._words(purpose, 1)[:, 0]).to(self.device)
 
     def normal(self, purpose: Purpose, shape: Sequence[int]) -> torch.Tensor:
         """(B, *shape) standard normal, float32, by Box and Muller."""
@@ -47,7 +47,7 @@ class Draws:
         u, v = _unit(self._words(purpose, size + size % 2)).chunk(2, dim=1)
         radius, angle = (-2 * u.log()).sqrt(), 2 * math.pi * v
         both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2).flatten(1)
-        return both[:, :size].reshape(len(self.places), *shape)
+        return both[:, :size].reshape(len(self.places), *shape).to(self.device)
 
     def parts(self, count: int) -> list["Draws"]:
         """Of the first B / count places, the next ones, and so on; fewer where B is less."""
@@ -63,9 +63,12 @@ class Draws:
         torch.manual_seed(high << 31 | low >> 1)
 
     def _words(self, purpose: Purpose, count: int) -> torch.Tensor:
-        """(B, count) of 32 random bits, int64."""
-        blocks = torch.arange(-(-count // 4), device=self.device)
-        places = torch.tensor(list(self.places), dtype=torch.int64, device=self.device)
+        """(B, count) of 32 random bits, int64. On the CPU for mps, which does not promise that
+        products of 64 bits wrap around."""
+        mps = torch.device(self.device).type == "mps"
+        blocks = torch.arange(-(-count // 4), device="cpu" if mps else self.device)
+        places = torch.tensor(list(self.places), dtype=torch.int64)
+        places = places.to(blocks.device, non_blocking=blocks.is_cuda)  # which is not waited for
         counter = [
             blocks.expand(len(places), -1),
             places[:, None].expand(-1, len(blocks)),
@@ -92,5 +95,6 @@ def philox(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[torch.
 
 
 def _unit(words: torch.Tensor) -> torch.Tensor:
-    """32 random bits -> a number in (0, 1), of the highest 24."""
-    return ((words >> 8).float() + 0.5) * 2**-24
+    """32 random bits -> a number in (0, 1), of the highest 23: with one more, 1 would be rounded
+    to."""
+    return ((words >> 9).float() + 0.5) * 2**-23

@@ -16,6 +16,19 @@ settings.load_profile("same")
 
 
 @pytest.fixture
+def device():
+    """Where tests run for which it matters: the CPU, or TEST_DEVICE."""
+    return os.environ.get("TEST_DEVICE", "cpu")
+
+
+def pytest_collection_modifyitems(items):
+    """pytest -m device chooses the tests that have a device."""
+    for item in items:
+        if "device" in item.fixturenames:
+            item.add_marker("device")
+
+
+@pytest.fixture
 def no_figures(monkeypatch):
     """Runs whose figures are not looked at draw none: they take longer than some training steps."""
     monkeypatch.setattr(Run, "figures_due", lambda self, done: False)

@@ -90,24 +90,25 @@ def exact_v(s):
     return model
 
 
-def run_digits(*flags):
-    """mnist_diffusion.py on a CPU with these flags beside --train."""
-    _run(mnist_diffusion.main, parse_mnist, "--train", *flags)
+def run_digits(*flags, device="cpu"):
+    """mnist_diffusion.py in fp32 with these flags beside --train."""
+    _run(device, mnist_diffusion.main, parse_mnist, "--train", *flags)
 
 
-def run_encoder(*flags):
-    """train_encoder.py on a CPU with these flags."""
-    _run(train_encoder.main, parse_encoder, *flags)
+def run_encoder(*flags, device="cpu"):
+    """train_encoder.py in fp32 with these flags."""
+    _run(device, train_encoder.main, parse_encoder, *flags)
 
 
-def run_latent(*flags):
-    """latent_diffusion.py on a CPU with these flags beside --train."""
-    _run(latent_diffusion.main, parse_latent, "--train", *flags)
+def run_latent(*flags, device="cpu"):
+    """latent_diffusion.py in fp32 with these flags beside --train."""
+    _run(device, latent_diffusion.main, parse_latent, "--train", *flags)
 
 
-def _run(main, parse, *flags):
+def _run(device, main, parse, *flags):
     """main(arguments), which must leave them as they were."""
-    args = parse([str(flag) for flag in (*flags, *CPU)])
+    machine = "--device", device, "--precision", "fp32"
+    args = parse([str(flag) for flag in (*flags, *machine)])
     before = dict(vars(args))
     try:
         main(args)

@@ -87,13 +87,13 @@ def test_unknown_density_is_refused():
 @pytest.mark.parametrize("name", ["uniform", "lognormal"])
 def test_timesteps_are_drawn_by_their_density(name):
     density = timestep_density(scheduler(num_steps=10), name)
-    t = timesteps_of(density, torch.rand(100_000))
+    t = timesteps_of(density.cumsum(0), torch.rand(100_000))
     share = t.bincount(minlength=10) / len(t)
     torch.testing.assert_close(share, density.float(), atol=0.006, rtol=0)
     one = torch.zeros(10).index_fill(0, torch.tensor([3]), 1.0)
-    assert timesteps_of(one, torch.rand(100)).unique().tolist() == [3]
+    assert timesteps_of(one.cumsum(0), torch.rand(100)).unique().tolist() == [3]
     ends = torch.tensor([1e-9, 1 - 1e-9], dtype=torch.float64)
-    assert timesteps_of(density, ends).tolist() == [0, 9]
+    assert timesteps_of(density.cumsum(0), ends).tolist() == [0, 9]
 
 
 @pytest.mark.parametrize("gamma", [0, 5.0])
@@ -117,7 +117,7 @@ def test_objective_has_the_same_mean_for_every_density(name, gamma):
 def test_bands_have_the_mean_of_their_t_whatever_the_density(name):
     """The loss here is t itself, so that a band's mean is its middle."""
     s = scheduler()
-    t = timesteps_of(timestep_density(s, name), torch.rand(200_000))
+    t = timesteps_of(timestep_density(s, name).cumsum(0), torch.rand(200_000))
     sums = denoiser.metrics(t.float(), t, Objective(s, name, 5.0, "cpu").importance)
     middles = 100 * torch.arange(10) + 49.5
     torch.testing.assert_close(sums["band_sum"] / sums["band_count"], middles, atol=1.0, rtol=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.draws import Draws, Purpose, philox
+from models.draws import Draws, Purpose, _unit, philox
 
 SHAPE = (3, 4, 5)
 
@@ -62,6 +62,8 @@ def test_normals_are_normal(size):
 def test_uniforms_are_uniform_and_never_at_an_end():
     u = Draws(1, 2, range(300_000)).uniform(Purpose.TIMESTEP)
     assert u.min() > 0 and u.max() < 1
+    ends = _unit(torch.tensor([0, 2**32 - 1]))
+    assert 0 < ends[0] < 1e-7 and 1 - 1e-7 < ends[1] < 1
     uniform = (torch.arange(len(u)) + 0.5) / len(u)
     assert (u.double().sort().values - uniform).abs().max() < 1.95 / len(u) ** 0.5
 

@@ -85,6 +85,7 @@ def test_main_is_given_the_arguments():
     "torch.empty(10**15)", "np.empty(10**15)",
     "raise_(torch.OutOfMemoryError('CUDA out of memory.'))",
     "raise_(RuntimeError('MPS backend out of memory (MPS allocated: 5.10 GB)'))",
+    "raise_(RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate'))",
 ])  # fmt: skip
 def test_out_of_memory_says_what_needs_less(capsys, error):
     places = {"torch": torch, "np": np, "raise_": raise_}

@@ -81,6 +81,17 @@ def test_workers_are_as_typed_or_suit_the_device(monkeypatch):
     assert (Runtime("auto", workers=0).workers, Runtime("auto", "fp16").precision) == (0, "fp16")
 
 
+def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch):
+    """Pinned memory and waiting take no device. fp32 is not TF32 there."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr("training.runtime._device", torch.device)
+    for name in ("cuda", "cuda:1"):
+        assert Runtime(name).on_gpu
+    assert chosen == [torch.device("cuda", 1)] and not torch.backends.cudnn.allow_tf32
+
+
 def test_what_is_not_to_be_had_is_refused(monkeypatch):
     with pytest.raises(UserError, match="--device nonsense cannot be used here"):
         Runtime("nonsense")

@@ -231,7 +231,7 @@ def test_workers_and_threads_read_the_same_with_few_files_open(tmp_path, monkeyp
     batches = [order[i : i + 8] for i in range(0, len(order), 8)]
     for workers in (0, 2):
         loaded = list(load_batches(dataset, batches, workers))
-        assert [indices for _, indices in loaded] == batches and not dataset.tally.names
+        assert [indices for _, indices in loaded] == batches and not dataset.tally.reasons
         for images, indices in loaded:
             for image, i in zip(images, indices, strict=True):
                 assert torch.equal(image, expected[dataset.names[i]])

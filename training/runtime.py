@@ -45,6 +45,9 @@ class Runtime:
         self.workers = workers
         self.compile = False
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False  # else fp32 convolutions have 10 bits, as fp16 has
+        if self.device.index is not None and self.on_gpu:
+            torch.cuda.set_device(self.device)  # for what takes no device: pinning, waiting
         if self.device.type == "cpu":
             _keep_freed_memory()
 
