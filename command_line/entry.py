@@ -112,8 +112,8 @@ def _sentence(error: Exception) -> str | None:
     """What to tell the user; None where the error is the program's."""
     if _out_of_memory(error):
         return (
-            "out of memory; a smaller --batch needs less, for a training a smaller --channels or "
-            "size of the images too"
+            "out of memory; a smaller --batch needs less, for a training --accumulate 2, a smaller "
+            "--channels or size of the images too"
         )
     if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
         return (
