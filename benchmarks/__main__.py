@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import pipeline, sampling, startup, steps
+from benchmarks import pipeline, sampling, sharing, startup, steps
 from benchmarks.report import Report
 from training.runtime import Runtime
 
@@ -25,6 +25,8 @@ ALL = {
     "epoch": lambda report, runtime, args: pipeline.epoch(report, runtime),
     "streaming": lambda report, runtime, args: pipeline.streaming(report),
     "sampling": lambda report, runtime, args: sampling.sampling(report, runtime),
+    "busy": lambda report, runtime, args: sharing.busy(report, runtime),
+    "processes": lambda report, runtime, args: sharing.processes(report, runtime),
     "startup": lambda report, runtime, args: startup.startup(report, runtime),
 }
 

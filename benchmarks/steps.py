@@ -81,12 +81,17 @@ def our_denoiser(device, precision, compiled=False):
 
 def our_step(args, runtime, model, scheduler, draw):
     """(step, network) of a DenoiserLearner, in the middle of a run; draw: () -> x0 on the CPU."""
-    learner = DenoiserLearner(
+    learner = our_learner(args, runtime, model, scheduler)
+    draws = Draws(0, MIDDLE, range(args.batch), runtime.device)
+    return lambda: learner.step(runtime.send(draw()), 1.0, draws), learner.model
+
+
+def our_learner(args, runtime, model, scheduler):
+    """The DenoiserLearner of the arguments of a denoiser's training."""
+    return DenoiserLearner(
         model, scheduler, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
         t_density=args.t_density, min_snr=args.min_snr,
     )  # fmt: skip
-    draws = Draws(0, MIDDLE, range(args.batch), runtime.device)
-    return lambda: learner.step(runtime.send(draw()), 1.0, draws), learner.model
 
 
 def unet2d(config, **more):

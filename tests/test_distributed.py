@@ -251,8 +251,11 @@ def test_an_evaluation_has_one_result(folder, digits_root):
 def collectives():
     rank = launched().rank
     tensors = [torch.full((2, 3), float(rank)), torch.tensor(rank + 1.0)]
-    tensors[0] = tensors[0].to(memory_format=torch.contiguous_format)
+    ordered = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5) * (rank + 1)
+    tensors += [ordered.to(memory_format=torch.channels_last), ordered]
     distributed.average(tensors)
+    assert torch.equal(*tensors[2:])
+    del tensors[3]
     return (
         [t.tolist() for t in tensors], distributed.total(rank + 0.5), distributed.most(-rank),
         distributed.everyones({rank}), distributed.firsts(f"of {rank}"), distributed.count(),
@@ -261,10 +264,11 @@ def collectives():
 
 @needs_fork
 def test_all_processes_have_the_same_answers():
-    mean = [[[1.0] * 3] * 2, 2.0]
+    numbers = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    mean = [[[1.0] * 3] * 2, 2.0, (2 * numbers).tolist()]
     expected = mean, 4.5, 0.0, [{0}, {1}, {2}], "of 0", 3
     assert together(3, collectives) == [expected] * 3
-    assert collectives() == ([[[0.0] * 3] * 2, 1.0], 0.5, 0, [{0}], "of 0", 1)
+    assert collectives() == ([[[0.0] * 3] * 2, 1.0, numbers.tolist()], 0.5, 0, [{0}], "of 0", 1)
 
 
 def test_a_thousand_processes_see_each_image_once(monkeypatch):
