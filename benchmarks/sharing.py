@@ -89,11 +89,8 @@ def train(seconds):
         start = time.monotonic()
         learner.step(learner.runtime.send(x0), 1.0, draws)
         times.append(time.monotonic() - start)
-        if (
-            not settled
-            and distributed.most(start - began) > SETTLING[0]
-            and len(times) > SETTLING[1]
-        ):
+        enough = len(times) > SETTLING[1] and distributed.most(start - began) > SETTLING[0]
+        if enough and not settled:
             settled, times = time.monotonic(), []
     if is_first():
         print("seconds", statistics.median(times))
