@@ -37,8 +37,8 @@ NAMES = {
 }  # fmt: skip
 FRACTIONS = {"lr", "ema", "dropout", "min_snr", "kl_weight", "gan_weight", "eta", "sigma_scale",
              "time_limit"}  # fmt: skip
-COUNTS = {"accumulate", "epochs", "steps", "seed", "blocks", "latent_channels", "num_images", "sampling_steps",
-          "workers", "keep", "save_every"}  # fmt: skip
+COUNTS = {"epochs", "steps", "seed", "blocks", "latent_channels", "num_images", "sampling_steps",
+          "workers", "keep", "save_every", "accumulate"}  # fmt: skip
 # What a flag needs beside it to mean something.
 NEEDS = {"eta": ["--sampler", "ddim"]}
 
