@@ -23,6 +23,7 @@ from common.locks import Lock
 from data.order import ShuffledOrder
 from models.draws import Draws
 from training import checkpoint, distributed
+from training.logs import Log
 from training.optimizer import LrSchedule, Optimizer
 from training.page import Page
 from training.progress import Progress, dispensable, file_size, told
@@ -115,6 +116,7 @@ class Run:
         self._saved_at, self._stop, self._asked_at = time.monotonic(), 0, 0.0
         self.done = self._saved_done = self.start
         self._dispensing = False
+        self._log = Log(settings.get("log", "none") * self.is_first, self.fig, self.start)
         about = {**self.settings, "machine": str(runtime)}
         self._page = Page(self.fig, steps, order.batch, about)
 
@@ -176,8 +178,9 @@ class Run:
             number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
             if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
                 handlers[number] = signal.signal(number, self._ask_to_stop)
+        length = self.start, self.steps, self.order.batch
         try:
-            with Progress(self.metrics, self.name, self.start, self.steps, self.order.batch) as bar:
+            with Progress(self.metrics, self.name, *length, self._log.record) as bar:
                 yield bar
         except (UserError, OSError):  # of the data, for example: what was learnt is good
             if self.is_first and self.done > self._saved_done:
@@ -185,6 +188,7 @@ class Run:
                     self.save_state(self.done)
             raise
         finally:
+            self._log.close()
             if self.is_first:
                 self._page.write(self.done, goes_on=False)
             for number, handler in handlers.items():
@@ -295,6 +299,7 @@ class Run:
                 if path.is_file() and not path.is_symlink():
                     write_atomic(self.fig.parent / path.name, partial(shutil.copyfile, path))
         self._dispensing = False
+        self._log.figures(self.done)
         self._page.write(self.done)
 
     def _end(self, done: int) -> None:
