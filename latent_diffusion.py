@@ -38,6 +38,7 @@ from models.sizes import DENOISER_STRIDE, check_divides
 from training import denoiser, distributed
 from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
 from training.codec import LatentCodec, encode
+from training.logs import check_log
 from training.progress import file_size, told
 from training.resuming import check_same_data, find_state
 from training.run import NUM_VALID, Run, Saving, total_steps
@@ -56,6 +57,7 @@ def train(args: Arguments) -> None:
     """Cache the latents if they are not there, then train the denoiser on them."""
     state = find_state(args.resume, args.name, "denoiser")
     args = args.resumed(state["settings"]) if state else args
+    check_log(args.log)
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision, args.workers)
 

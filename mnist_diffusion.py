@@ -34,6 +34,7 @@ from models.scheduler import DDPMScheduler, SchedulerConfig
 from training import denoiser, distributed
 from training.checkpoint import fingerprint
 from training.codec import PixelCodec
+from training.logs import check_log
 from training.resuming import check_same_data, find_state
 from training.run import NUM_VALID, Run, Saving, total_steps
 from training.runtime import Runtime
@@ -52,6 +53,7 @@ def train(args: Arguments) -> None:
     """Train the denoiser on the 60,000 digits, as pixels in [-1, 1]."""
     state = find_state(args.resume, args.name, "mnist")
     args = args.resumed(state["settings"]) if state else args
+    check_log(args.log)
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision)
 

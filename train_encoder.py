@@ -31,6 +31,7 @@ from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.sizes import IMAGE_MULTIPLE, check_divides
 from training import autoencoder, distributed
 from training.checkpoint import check_channels, load_model
+from training.logs import check_log
 from training.resuming import check_same_data, find_state
 from training.run import Run, Saving, total_steps
 from training.runtime import Runtime
@@ -46,6 +47,7 @@ def train(args: Arguments) -> None:
     """Train an autoencoder and, unless --gan-weight is 0, its discriminator."""
     state = find_state(args.resume, args.name, "autoencoder")
     args = args.resumed(state["settings"]) if state else args
+    check_log(args.log)
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision, args.workers)
 

@@ -5,6 +5,7 @@ from command_line.defaults import EVALUATED_STEPS, NUM_IMAGES, DenoiserDefaults,
 from command_line.flags import ALL, EVALUATE, SHOW, TRAIN, Group, Parser, Resuming
 from command_line.values import integer, number, run_name, size
 from common.choices import (
+    LOGS,
     LR_SCHEDULES,
     NUM_STEPS,
     OPTIMIZERS,
@@ -110,6 +111,11 @@ def saving_flags(parser: Parser) -> None:
     group.add("--save-every", text, integer(1, 10**9), "N", otherwise=otherwise)
     text = "keep the newest N checkpoints of the run, and the one that validates best"
     group.add("--keep", text, integer(1, 10**6), "N", otherwise="all")
+    text = (
+        "tensorboard: also write scalars and figures for TensorBoard, into the run's folder of "
+        "figures; needs the package tensorboard"
+    )
+    group.choice("--log", text, LOGS, "none")
     text = "save and end after so many minutes, with status 0; --resume goes on"
     group.add("--time-limit", text, number(0, 1e6, open_low=True), "MINUTES",
               resuming=Resuming.FORGOTTEN)  # fmt: skip

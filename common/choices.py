@@ -25,5 +25,6 @@ T_DENSITIES = "uniform", "lognormal"  # how t is drawn in training; models/diffu
 LR_SCHEDULES = "trapezoid", "cosine"  # training/optimizer.py
 OPTIMIZERS = "muon", "adamw"  # training/optimizer.py
 PRECISIONS = "fp32", "bf16", "fp16"  # training/runtime.py
+LOGS = "none", "tensorboard"  # beside metrics.jsonl; training/logs.py
 MOST_PIXELS = 2**23  # of an image; and values of an x0 that a file may ask for
 PICTURES = ".png", ".jpg", ".jpeg"  # endings of --out that mean one grid

@@ -94,14 +94,15 @@ def go_on(stage, folder):
 
 
 def left(folder):
-    """{path: content} of all that a run has made, without the speed of its records."""
+    """{path: content} of all that a run has made, without the speed of its records and the page,
+    which says when it was written."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         content = path.read_bytes()
         if path.name == "metrics.jsonl":
             records = map(json.loads, content.splitlines())
             content = [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
-        if path.name != "log.txt":
+        if path.name not in ("log.txt", "index.html"):
             found[path.relative_to(folder).as_posix()] = content
     return found
 

@@ -27,7 +27,7 @@ MODE_FLAGS = {TRAIN, SHOW, EVALUATE}
 # Two values of each flag, of which neither need be the default; (): the flag alone.
 SWITCHES = {"film", "grey", "neighbours", "mirror", "no_flip"}
 NAMES = {
-    "lr_schedule": choices.LR_SCHEDULES,
+    "lr_schedule": choices.LR_SCHEDULES, "log": choices.LOGS,
     "optimizer": choices.OPTIMIZERS, "prediction": choices.PREDICTIONS, "sampler": ("ddim", "ddpm"),
     "schedule": choices.SCHEDULES, "t_density": choices.T_DENSITIES,
     "precision": choices.PRECISIONS, "compile": ("on", "off"), "device": ("cpu", "cuda"),

@@ -31,8 +31,10 @@ from training.codec import reconstruct
 from training.ema import EMA
 from training.fidelity import gradient_magnitude, psnr
 from training.optimizer import Optimizer
+from training.page import keep_small
+from training.progress import parameters
 from training.records import read_metrics
-from training.run import LAST_FIGURE, NUM_VALID, Run, parameters
+from training.run import LAST_FIGURE, NUM_VALID, Run
 from training.runtime import Runtime
 
 # By fractions of the length with which the run was begun, so that a short one passes through all of
@@ -304,6 +306,7 @@ def draw_figures(run: Run, learner: AutoencoderLearner, valid: torch.Tensor) -> 
     title = f"{run.name}: reconstructions, {score:.2f} dB on {len(valid)} validation images"
     rows = {"original": x, "reconstruction": x_hat}
     figures.image_rows(run.fig / "reconstructions.png", rows, title)
+    keep_small(run.fig / "reconstructions.png", run.done)
     figures.latent_statistics(run.fig / "latents.png", posterior.mean, posterior.logvar)
 
     # The curves, and what the discriminator believes.

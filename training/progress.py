@@ -1,11 +1,12 @@
 """The progress bar, the metrics of a run, and the time that it will take."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from common.files import first_line
@@ -20,11 +21,15 @@ class Progress:
     """Averages what add() is given; report() appends a line to metrics.jsonl. Of several processes,
     only the first one reports, and all ask for the means.
 
-    add() never waits for the device; means() does, and is called about 200 times in a run.
+    add() never waits for the device; means() does, and is called about 200 times in a run. also:
+    is given each record too.
     """
 
-    def __init__(self, path: Path, name: str, start: int, steps: int, batch: int) -> None:
-        self.path, self.name, self.batch = Path(path), name, batch
+    def __init__(
+        self, path: Path, name: str, start: int, steps: int, batch: int,
+        also: Callable[[dict], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.path, self.name, self.batch, self._also = Path(path), name, batch, also
         self.done, self._start, self._steps = start, start, steps
         self._totals: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -82,6 +87,8 @@ class Progress:
             record["skipped_steps"], self._skipped = self._skipped, 0
         with dispensable("metrics"):
             append_record(self.path, record)
+        if self._also:
+            self._also(record)
         shown = "loss", "valid_ema", "skipped"
         losses = {k: f"{v:.3g}" for k, v in record.items() if k.startswith(shown)}
         self._bar.set_postfix(**losses, images_s=f"{speed:.0f}", refresh=False)
@@ -107,6 +114,11 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"about {seconds:.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def parameters(model: nn.Module) -> str:
+    """Their number, as in "6.1 M parameters"."""
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
 
 
 def file_size(size: float) -> str:

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from common.locks import Lock
 from data.order import ShuffledOrder
 from models.draws import Draws
 from training import checkpoint, distributed
+from training.logs import Log
 from training.optimizer import LrSchedule, Optimizer
+from training.page import Page
 from training.progress import Progress, dispensable, file_size, told
 from training.resuming import in_batches_of, load_checked, lock_run
 from training.runtime import Runtime
-from training.series import Series
+from training.series import Saving, Series
 
 STATE_EVERY = 600  # seconds between states, so that a power failure costs at most that much
 NUM_VALID = 256  # most validation images behind the figures of a run
@@ -35,16 +37,6 @@ TWICE_AFTER = 1.0  # seconds: what launchers forward arrives twice, and is one C
 LAST_FIGURE = "losses.png"  # that which every loop draws last
 OUT_OF_TIME = getattr(signal, "SIGALRM", 14)  # of --time-limit
 PROLONG = "to go on, pass a larger --epochs or --steps"
-
-
-@dataclass(frozen=True)
-class Saving:
-    """keep: how many of the newest checkpoints stay, beside the best one; None: all. every: steps
-    between checkpoints; None: at ends of epochs. deadline: by time.monotonic(), when to stop."""
-
-    keep: int | None = None
-    every: int | None = None
-    deadline: float | None = None
 
 
 class EnoughError(Exception):
@@ -122,8 +114,11 @@ class Run:
         # The newest, by which the best checkpoint is known.
         self.valid_loss: float | None = state["valid_loss"] if state else None
         self._saved_at, self._stop, self._asked_at = time.monotonic(), 0, 0.0
-        self._done = self._saved_done = self.start
+        self.done = self._saved_done = self.start
         self._dispensing = False
+        self._log = Log(settings.get("log", "none") * self.is_first, self.fig, self.start)
+        about = {**self.settings, "machine": str(runtime)}
+        self._page = Page(self.fig, steps, order.batch, about)
 
     def take(self, parts: dict[str, Any], networks: dict[str, nn.Module], facts: dict) -> None:
         """Save these from now on; in a resumed run, bring them to where it was.
@@ -183,15 +178,19 @@ class Run:
             number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
             if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
                 handlers[number] = signal.signal(number, self._ask_to_stop)
+        length = self.start, self.steps, self.order.batch
         try:
-            with Progress(self.metrics, self.name, self.start, self.steps, self.order.batch) as bar:
+            with Progress(self.metrics, self.name, *length, self._log.record) as bar:
                 yield bar
         except (UserError, OSError):  # of the data, for example: what was learnt is good
-            if self.is_first and self._done > self._saved_done:
+            if self.is_first and self.done > self._saved_done:
                 with dispensable("state"):
-                    self.save_state(self._done)
+                    self.save_state(self.done)
             raise
         finally:
+            self._log.close()
+            if self.is_first:
+                self._page.write(self.done, goes_on=False)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             if self._lock:
@@ -258,7 +257,7 @@ class Run:
         The state comes first, with each checkpoint and every STATE_EVERY seconds: what a kill
         leaves undone after it, catch_up does when the run is resumed.
         """
-        self._done = done
+        self.done = done
         late = self.saving.deadline is not None and time.monotonic() > self.saving.deadline
         stop = self._stop or (late and done < self.steps and OUT_OF_TIME)
         self._stop = int(distributed.most(stop))
@@ -277,6 +276,7 @@ class Run:
                 tqdm.write(told("checkpoint", path))
         if self.figures_due(done) and not self._stop:
             self._draw(draw)
+        self._page.refresh(done)
 
     def catch_up(self, draw: Callable[[], None]) -> None:
         """Before a resumed run goes on: what was due after its last state and is not there."""
@@ -299,6 +299,8 @@ class Run:
                 if path.is_file() and not path.is_symlink():
                     write_atomic(self.fig.parent / path.name, partial(shutil.copyfile, path))
         self._dispensing = False
+        self._log.figures(self.done)
+        self._page.write(self.done)
 
     def _end(self, done: int) -> None:
         """Save what there is, and stop."""
@@ -343,8 +345,3 @@ def _configs(parts: dict[str, Any]) -> dict[str, Any]:
     """{name: the kind and config of each network among parts}, as JSON keeps them."""
     return {k: json.loads(json.dumps({"kind": type(p).__name__, **asdict(p.config)}))
             for k, p in parts.items() if hasattr(p, "config")}  # fmt: skip
-
-
-def parameters(model: nn.Module) -> str:
-    """Their number, as in "6.1 M parameters"."""
-    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"

@@ -1,6 +1,7 @@
 """The checkpoints of one run: their names, and which of them stay."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,16 @@ from torch import nn
 
 from common.errors import UserError
 from training import checkpoint
+
+
+@dataclass(frozen=True)
+class Saving:
+    """keep: how many of the newest checkpoints stay, beside the best one; None: all. every: steps
+    between checkpoints; None: at ends of epochs. deadline: by time.monotonic(), when to stop."""
+
+    keep: int | None = None
+    every: int | None = None
+    deadline: float | None = None
 
 
 class Series:
