@@ -88,8 +88,9 @@ def train(args: Arguments) -> None:
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
     model = denoiser.network(
-        autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout
-    )
+        autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout,
+        args.attention,
+    )  # fmt: skip
     scheduler = DDPMScheduler(
         SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=False)
     )

@@ -69,7 +69,9 @@ def train(args: Arguments) -> None:
 
     # Networks: latents at a quarter of the size; no discriminator with --gan-weight 0.
     channels = images["train"].channels
-    model = autoencoder_network(channels, args.latent_channels, args.channels, args.blocks)
+    model = autoencoder_network(
+        channels, args.latent_channels, args.channels, args.blocks, args.attention
+    )
     disc = discriminator_network(channels, args.channels, size) if args.gan_weight else None
     learner = autoencoder.AutoencoderLearner(
         model, disc, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
@@ -82,11 +84,13 @@ def train(args: Arguments) -> None:
 
 
 def autoencoder_network(
-    image_channels: int, latent_channels: int, channels: int, blocks: int
+    image_channels: int, latent_channels: int, channels: int, blocks: int, attention: bool = False
 ) -> AutoencoderKL:
     """An untrained AutoencoderKL with three levels."""
     widths, groups = (channels, 2 * channels, 4 * channels), norm_groups(channels)
-    return AutoencoderKL(AutoencoderConfig(image_channels, latent_channels, widths, blocks, groups))
+    return AutoencoderKL(
+        AutoencoderConfig(image_channels, latent_channels, widths, blocks, groups, attention)
+    )
 
 
 def discriminator_network(

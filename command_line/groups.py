@@ -3,7 +3,7 @@ here and nowhere else."""
 
 from command_line.defaults import EVALUATED_STEPS, NUM_IMAGES, DenoiserDefaults, TrainingDefaults
 from command_line.flags import ALL, EVALUATE, SHOW, TRAIN, Group, Parser, Resuming
-from command_line.values import integer, number, run_name, size
+from command_line.values import integer, levels, number, run_name, size
 from common.choices import (
     LR_SCHEDULES,
     NUM_STEPS,
@@ -127,6 +127,11 @@ def denoiser_flags(parser: Parser, training: TrainingDefaults, default: Denoiser
     group = network_flags(parser, "network and loss", training)
     text = "dropout inside the residual blocks"
     group.add("--dropout", text, number(0, 1, open_high=True), "P", 0.0)
+    text = (
+        "levels with self-attention (Vaswani et al. 2017) after each block, 0 for the finest: 2, "
+        "or 1,2, or 0,1,2; with 2, the coarsest, the middle has it too"
+    )
+    group.add("--attention", text, levels, "LEVELS", otherwise="none")
     text = (
         "what the network puts out: eps (Ho et al. 2020), or v (Salimans & Ho 2022), of which eps "
         "is made"

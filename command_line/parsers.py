@@ -72,6 +72,8 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
     training_flags(parser, ENCODER, frozenset({TRAIN}))
     network = network_flags(parser, "network and loss", ENCODER)
     network.add("--latent-channels", "channels of the latent image", integer(1, 64), "N", 3)
+    text = "self-attention in the middle of encoder and decoder"
+    network.add("--attention", text, action="store_true")
     text = "weight of the KL term, in nats per latent value"
     network.add("--kl-weight", text, number(0, 1e3), "W", 1e-4)
     text = (
