@@ -30,7 +30,8 @@ from models.blocks import norm_groups
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.sizes import IMAGE_MULTIPLE, check_divides
 from training import autoencoder, distributed
-from training.checkpoint import check_channels, load_model
+from training.checkpoint import check_channels
+from training.imported import check_images_said, load_autoencoder
 from training.resuming import check_same_data, find_state
 from training.run import Run, Saving, total_steps
 from training.runtime import Runtime
@@ -106,13 +107,16 @@ def evaluate(args: Arguments) -> None:
     if not is_first():
         return
     # The autoencoder, and images that it was not trained on.
-    model, facts = load_model(args.evaluate, "AutoencoderKL", ("data", "size"))
+    model, facts = load_autoencoder(args.evaluate, ("data", "size"))
+    check_images_said(args.evaluate, facts, args.given)
     runtime = Runtime(args.device, args.precision, args.workers)
     model = runtime.place(model)
-    data = args.typed("data", facts["data"])
+    data = args.typed("data", facts.get("data"))
+    height, width = size = tuple(args.typed("size", facts.get("size")))
+    check_divides(height, width, model.stride)
     root = args.data_root_of(facts)
     grey = model.config.image_channels == 1
-    images = open_images(data, root, tuple(facts["size"]), grey)["valid"]
+    images = open_images(data, root, size, grey)["valid"]
     check_channels(args.evaluate, model, images)
 
     # Measure, tell, draw.
@@ -120,7 +124,7 @@ def evaluate(args: Arguments) -> None:
         model, runtime, images,
         batch=args.batch,
         checkpoint=args.evaluate,
-        what=f"{data}'s validation images, {'x'.join(map(str, facts['size']))}",
+        what=f"{data}'s validation images, {height}x{width}",
     )  # fmt: skip
     fig = Path("fig/autoencoder")
     print_evaluation(record)

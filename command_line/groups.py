@@ -44,9 +44,14 @@ def images_flags(parser: Parser, of_encoder: bool = False) -> Group:
     default = None if of_encoder else "celeba"
     group.add("--data", text, None, "celeba|synthetic|PATH", default, otherwise=otherwise)
     data_root_flags(group, "celeba/img_align_celeba(.zip) is; downloaded there if missing")
-    text = "height x width in pixels, multiples of 16; images are resized to cover it and cropped"
+    multiples = "16, or of 4 times the encoder's stride" if of_encoder else "16"
+    text = (
+        f"height x width in pixels, multiples of {multiples}; images are resized to cover it and "
+        "cropped"
+    )
     otherwise = "the encoder's" if of_encoder else "64x64; 208x176 for celeba on a GPU"
-    group.add("--size", text, size, "HxW", otherwise=otherwise, modes=frozenset({TRAIN}),
+    modes = frozenset({TRAIN} if of_encoder else {TRAIN, EVALUATE})
+    group.add("--size", text, size, "HxW", otherwise=otherwise, modes=modes,
               resuming=Resuming.FIXED)  # fmt: skip
     return group
 

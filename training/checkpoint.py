@@ -126,7 +126,7 @@ def load_model(
         found = config.pop("kind", None)
         if found != kind:
             raise UserError(f"{path} holds a {short(found)}, but a {kind} is needed here")
-        cls, config = _network(path, entries, config, kind)
+        cls, config = network_of(path, entries, config, kind)
         if needed:
             check_fields(path, facts, needed)
         tensors = file.read()
@@ -149,7 +149,7 @@ def _averaged(
     return config, mine, facts, prefix
 
 
-def _network(
+def network_of(
     path: str | Path, entries: Mapping[str, Entry], config: dict, kind: str
 ) -> tuple[type[nn.Module], Any]:
     """(class, config) of the network of this kind that a file holds, or a UserError."""
@@ -221,7 +221,7 @@ def find_by_fingerprint(folder: str | Path, wanted: str) -> Path | None:
             with _opened(path, "checkpoint") as (file, config, _):
                 if config.pop("kind", None) != "AutoencoderKL":
                     continue
-                _network(path, file.entries, config, "AutoencoderKL")
+                network_of(path, file.entries, config, "AutoencoderKL")
                 known = file.metadata.get(tensor_files.FINGERPRINT)
                 if (known or tensor_files.fingerprint(file.read())) == wanted:
                     return path
