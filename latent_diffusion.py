@@ -36,8 +36,9 @@ from models.draws import Draws, Purpose
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.sizes import DENOISER_STRIDE, check_divides
 from training import denoiser, distributed
-from training.checkpoint import check_channels, find_by_fingerprint, fingerprint, load_model
+from training.checkpoint import check_channels, check_fields, find_by_fingerprint, fingerprint
 from training.codec import LatentCodec, encode
+from training.imported import check_images_said, load_autoencoder
 from training.logs import check_log
 from training.progress import file_size, told
 from training.resuming import check_same_data, find_state
@@ -62,7 +63,9 @@ def train(args: Arguments) -> None:
     runtime = Runtime(args.device, args.precision, args.workers)
 
     # Data: what the autoencoder was trained on, unless told otherwise; as whitened latents.
-    autoencoder, trained_on = load_model(args.encoder, "AutoencoderKL", ("data", "size"))
+    autoencoder, trained_on = load_autoencoder(args.encoder, ("data", "size"))
+    if not state:
+        check_images_said(args.encoder, trained_on, args.given)
     autoencoder_id = fingerprint(autoencoder)
     if state and state["ids"].get("autoencoder") != autoencoder_id:
         run_name, wanted = state["settings"]["name"], str(state["ids"].get("autoencoder"))
@@ -90,8 +93,9 @@ def train(args: Arguments) -> None:
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
     model = denoiser.network(
-        autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout
-    )
+        autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout,
+        args.attention,
+    )  # fmt: skip
     scheduler = DDPMScheduler(
         SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=False)
     )
@@ -190,8 +194,9 @@ def evaluate(args: Arguments) -> None:
         return fill_folder(pipeline, args.seeds, folder)  # its share of the pictures
 
     # What they are compared with: the test images, or the validation images where there are none.
-    data = args.data or facts.get("data", trained_on["data"])
-    root = args.data_root_of({**trained_on, **facts})
+    known = {**trained_on, **facts}
+    check_fields(args.evaluate, known, ("data",))
+    data, root = args.data or known["data"], args.data_root_of(known)
     codec = pipeline.codec
     assert isinstance(codec, LatentCodec)
     grey = codec.autoencoder.config.image_channels == 1
@@ -226,9 +231,9 @@ def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any], dict[str
     if encoder is None:
         raise UserError(
             f"{path} was trained with autoencoder {wanted[:8]}, which is not in "
-            "checkpoints/autoencoder; pass it as --encoder"
+            "checkpoints/autoencoder; pass it as --encoder, a checkpoint or a folder of diffusers"
         )
-    autoencoder, trained_on = load_model(encoder, "AutoencoderKL", ("data",))
+    autoencoder, trained_on = load_autoencoder(encoder, ("data",))
     if fingerprint(autoencoder) != wanted:
         raise UserError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
     made = autoencoder.latent_shape(facts["size"])

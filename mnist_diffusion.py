@@ -81,7 +81,9 @@ def train(args: Arguments) -> None:
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
-    model = denoiser.network(1, args.channels, CHANNEL_MULT, args.blocks, args.dropout)
+    model = denoiser.network(
+        1, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention
+    )
     scheduler = DDPMScheduler(
         SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=True)
     )

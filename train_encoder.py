@@ -30,7 +30,8 @@ from models.blocks import norm_groups
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.sizes import IMAGE_MULTIPLE, check_divides
 from training import autoencoder, distributed
-from training.checkpoint import check_channels, load_model
+from training.checkpoint import check_channels
+from training.imported import check_images_said, load_autoencoder
 from training.logs import check_log
 from training.resuming import check_same_data, find_state
 from training.run import Run, Saving, total_steps
@@ -71,7 +72,9 @@ def train(args: Arguments) -> None:
 
     # Networks: latents at a quarter of the size; no discriminator with --gan-weight 0.
     channels = images["train"].channels
-    model = autoencoder_network(channels, args.latent_channels, args.channels, args.blocks)
+    model = autoencoder_network(
+        channels, args.latent_channels, args.channels, args.blocks, args.attention
+    )
     disc = discriminator_network(channels, args.channels, size) if args.gan_weight else None
     learner = autoencoder.AutoencoderLearner(
         model, disc, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
@@ -84,11 +87,13 @@ def train(args: Arguments) -> None:
 
 
 def autoencoder_network(
-    image_channels: int, latent_channels: int, channels: int, blocks: int
+    image_channels: int, latent_channels: int, channels: int, blocks: int, attention: bool = False
 ) -> AutoencoderKL:
     """An untrained AutoencoderKL with three levels."""
     widths, groups = (channels, 2 * channels, 4 * channels), norm_groups(channels)
-    return AutoencoderKL(AutoencoderConfig(image_channels, latent_channels, widths, blocks, groups))
+    return AutoencoderKL(
+        AutoencoderConfig(image_channels, latent_channels, widths, blocks, groups, attention)
+    )
 
 
 def discriminator_network(
@@ -104,13 +109,16 @@ def evaluate(args: Arguments) -> None:
     if not is_first():
         return
     # The autoencoder, and images that it was not trained on.
-    model, facts = load_model(args.evaluate, "AutoencoderKL", ("data", "size"))
+    model, facts = load_autoencoder(args.evaluate, ("data", "size"))
+    check_images_said(args.evaluate, facts, args.given)
     runtime = Runtime(args.device, args.precision, args.workers)
     model = runtime.place(model)
-    data = args.typed("data", facts["data"])
+    data = args.typed("data", facts.get("data"))
+    height, width = size = tuple(args.typed("size", facts.get("size")))
+    check_divides(height, width, model.stride)
     root = args.data_root_of(facts)
     grey = model.config.image_channels == 1
-    images = open_images(data, root, tuple(facts["size"]), grey)["valid"]
+    images = open_images(data, root, size, grey)["valid"]
     check_channels(args.evaluate, model, images)
 
     # Measure, tell, draw.
@@ -118,7 +126,7 @@ def evaluate(args: Arguments) -> None:
         model, runtime, images,
         batch=args.batch,
         checkpoint=args.evaluate,
-        what=f"{data}'s validation images, {'x'.join(map(str, facts['size']))}",
+        what=f"{data}'s validation images, {height}x{width}",
     )  # fmt: skip
     fig = Path("fig/autoencoder")
     print_evaluation(record)

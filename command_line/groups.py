@@ -3,7 +3,7 @@ here and nowhere else."""
 
 from command_line.defaults import EVALUATED_STEPS, NUM_IMAGES, DenoiserDefaults, TrainingDefaults
 from command_line.flags import ALL, EVALUATE, SHOW, TRAIN, Group, Parser, Resuming
-from command_line.values import integer, number, run_name, size
+from command_line.values import integer, levels, number, run_name, size
 from common.choices import (
     LOGS,
     LR_SCHEDULES,
@@ -45,9 +45,14 @@ def images_flags(parser: Parser, of_encoder: bool = False) -> Group:
     default = None if of_encoder else "celeba"
     group.add("--data", text, None, "celeba|synthetic|PATH", default, otherwise=otherwise)
     data_root_flags(group, "celeba/img_align_celeba(.zip) is; downloaded there if missing")
-    text = "height x width in pixels, multiples of 16; images are resized to cover it and cropped"
+    multiples = "16, or of 4 times the encoder's stride" if of_encoder else "16"
+    text = (
+        f"height x width in pixels, multiples of {multiples}; images are resized to cover it and "
+        "cropped"
+    )
     otherwise = "the encoder's" if of_encoder else "64x64; 208x176 for celeba on a GPU"
-    group.add("--size", text, size, "HxW", otherwise=otherwise, modes=frozenset({TRAIN}),
+    modes = frozenset({TRAIN} if of_encoder else {TRAIN, EVALUATE})
+    group.add("--size", text, size, "HxW", otherwise=otherwise, modes=modes,
               resuming=Resuming.FIXED)  # fmt: skip
     return group
 
@@ -133,6 +138,11 @@ def denoiser_flags(parser: Parser, training: TrainingDefaults, default: Denoiser
     group = network_flags(parser, "network and loss", training)
     text = "dropout inside the residual blocks"
     group.add("--dropout", text, number(0, 1, open_high=True), "P", 0.0)
+    text = (
+        "levels with self-attention (Vaswani et al. 2017) after each block, 0 for the finest: 2, "
+        "or 1,2, or 0,1,2; with 2, the coarsest, the middle has it too"
+    )
+    group.add("--attention", text, levels, "LEVELS", otherwise="none")
     text = (
         "what the network puts out: eps (Ho et al. 2020), or v (Salimans & Ho 2022), of which eps "
         "is made"

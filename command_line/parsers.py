@@ -57,7 +57,8 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
     # What to do, and with which images.
     text = (
         "train nothing: measure this autoencoder's reconstructions of the validation images "
-        "(PSNR, SSIM, l1, rate), and draw the best and worst ones"
+        "(PSNR, SSIM, l1, rate), and draw the best and worst ones; a folder of diffusers' "
+        "AutoencoderKL needs --data and --size"
     )
     mode = parser.group("what to do", ALL, Resuming.FORGOTTEN)
     mode.add("--evaluate", text, metavar="CKPT")
@@ -72,6 +73,8 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
     training_flags(parser, ENCODER, frozenset({TRAIN}))
     network = network_flags(parser, "network and loss", ENCODER)
     network.add("--latent-channels", "channels of the latent image", integer(1, 64), "N", 3)
+    text = "self-attention in the middle of encoder and decoder"
+    network.add("--attention", text, action="store_true")
     text = "weight of the KL term, in nats per latent value"
     network.add("--kl-weight", text, number(0, 1e3), "W", 1e-4)
     text = (
@@ -100,10 +103,10 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
     )
     # What to do, with which encoder and images.
     text = (
-        "the autoencoder's checkpoint; needed to begin a training, else it may be left out while "
-        "the denoiser's own is in checkpoints/autoencoder/"
+        "the autoencoder's checkpoint, or a folder of diffusers' AutoencoderKL; needed to begin a "
+        "training, else it may be left out while the denoiser's own is in checkpoints/autoencoder/"
     )
-    mode_flags(parser).add("--encoder", text, metavar="CKPT", resuming=Resuming.MOVABLE)
+    mode_flags(parser).add("--encoder", text, metavar="CKPT|DIR", resuming=Resuming.MOVABLE)
     text = (
         "also cache the mirror image of each training image: twice the disk, worth it for small "
         "data sets"

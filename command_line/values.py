@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable
 
-from common.choices import MOST_PIXELS, PICTURES
+from common.choices import DENOISER_LEVELS, MOST_PIXELS, PICTURES
 
 
 def integer(low: int, high: int, multiple: int = 1) -> Callable[[str], int]:
@@ -51,6 +51,15 @@ def size(text: str) -> tuple[int, int]:
     if int(match[1]) * int(match[2]) > MOST_PIXELS:
         raise argparse.ArgumentTypeError(f"{text} has more than {MOST_PIXELS:,} pixels")
     return int(match[1]), int(match[2])
+
+
+def levels(text: str) -> str:
+    """Numbers of a denoiser's levels, in order, with commas between them."""
+    known = map(str, range(DENOISER_LEVELS))
+    if not text or text.split(",") != [level for level in known if level in text.split(",")]:
+        what = f"levels from 0 to {DENOISER_LEVELS - 1} in order, as 1,2 is"
+        raise argparse.ArgumentTypeError(f"{text} is no list of {what}")
+    return text
 
 
 def run_name(text: str) -> str:

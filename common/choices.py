@@ -18,6 +18,7 @@ SAMPLERS = {
     "ddim": SamplerChoice(50, ("eta", "sigma_scale")),
     "dpm++": SamplerChoice(20, ()),
 }
+DENOISER_LEVELS = 3  # of every UNet that the scripts build; 0 is the finest
 NUM_STEPS = 1000  # T of every schedule of noise
 SCHEDULES = "linear", "scaled_linear", "cosine"  # of noise over t; models/scheduler.py
 PREDICTIONS = "v", "eps"  # what a denoiser's network puts out; models/diffusion.py

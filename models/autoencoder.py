@@ -1,7 +1,7 @@
 """The KL autoencoder (Rombach et al. 2022, section 3.1): from images to a Gaussian over latents z
 that are smaller, and back.
 
-Same structure and state-dict keys as diffusers' attention-free AutoencoderKL.
+Same structure and state-dict keys as diffusers' AutoencoderKL.
 B: batch, C: image channels, H, W: image size, c: latent channels, h = H / stride, w = W / stride.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.blocks import Downsample, ResidualBlock, Stage, Upsample, check_widths
+from models.blocks import Attention, Downsample, ResidualBlock, Stage, Upsample, check_widths
 from models.sizes import check_divides, stride
 
 NORM_EPS = 1e-6
@@ -23,7 +23,7 @@ class AutoencoderConfig:
     """channels: width per level; every level but the last halves the size.
 
     blocks: residual blocks per level in the encoder (one more in the decoder). groups: of every
-    GroupNorm.
+    GroupNorm. attention: in the middle of encoder and decoder, with one head.
     """
 
     image_channels: int
@@ -31,6 +31,7 @@ class AutoencoderConfig:
     channels: tuple[int, ...]
     blocks: int
     groups: int
+    attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ class DiagonalGaussian:
         return torch.cat([self.mean, self.logvar], dim=1)
 
 
+def middle(config: AutoencoderConfig) -> Stage:
+    """Two residual blocks, at most with attention between them."""
+    c, groups = config.channels[-1], config.groups
+    attentions = [Attention(c, 1, groups, NORM_EPS)] if config.attention else []
+    resnets = [ResidualBlock(c, c, groups, NORM_EPS) for _ in range(2)]
+    return Stage(resnets, attentions=attentions)
+
+
 class Encoder(nn.Module):
     """(B, C, H, W) -> (B, 2c, h, w)."""
 
@@ -74,7 +83,7 @@ class Encoder(nn.Module):
             self.down_blocks.append(
                 Stage(resnets, [Downsample(c, pad_end=True)] if i < last else [])
             )
-        self.mid_block = Stage([resnet(c, c), resnet(c, c)])
+        self.mid_block = middle(config)
         self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(c, 2 * config.latent_channels, 3, padding=1)
 
@@ -103,7 +112,7 @@ class Decoder(nn.Module):
 
         c = widths[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, c, 3, padding=1)
-        self.mid_block = Stage([resnet(c, c), resnet(c, c)])
+        self.mid_block = middle(config)
         self.up_blocks = nn.ModuleList()
         for i, width in enumerate(reversed(widths)):
             resnets = [resnet(c if j == 0 else width, width) for j in range(config.blocks + 1)]

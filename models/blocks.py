@@ -1,4 +1,4 @@
-"""The parts that UNet and autoencoder share, in the structure of diffusers without attention.
+"""The parts that UNet and autoencoder share, in the structure of diffusers.
 
 B: batch, C: channels, H, W: height and width at the block, E: width of the time embedding.
 """
@@ -59,6 +59,37 @@ class ResidualBlock(nn.Module):
         # fmt: on
 
 
+class Attention(nn.Module):
+    """out(attention among all positions of norm(x)) + x, in heads of C / heads channels (Vaswani et
+    al. 2017, section 3.2). It starts as x alone, like a residual block.
+
+    scaled_dot_product_attention takes memory for the positions, not for all pairs of them.
+    """
+
+    def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        start_at_zero(self.to_out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same shape."""
+        # fmt: off
+        h = self.group_norm(x.flatten(2)).mT                        # (B, HW, C)
+        q, k, v = (
+            to(h).unflatten(2, (self.heads, -1)).transpose(1, 2)    # (B, heads, HW, C/heads)
+            for to in (self.to_q, self.to_k, self.to_v)
+        )
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = self.to_out[0](h.transpose(1, 2).flatten(2))            # (B, HW, C)
+        return h.mT.reshape(x.shape) + x                            # (B, C, H, W)
+        # fmt: on
+
+
 def start_at_zero(layer: nn.Module) -> None:
     """Set all weights to 0; no random number is drawn for it."""
     for weight in layer.parameters():
@@ -92,23 +123,29 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """One resolution: residual blocks, then at most one resampler (both lists run in order)."""
+    """One resolution: residual blocks, then at most one resampler (both lists run in order).
+
+    attentions: one after each of the first blocks; the others are followed by none.
+    """
 
     def __init__(
         self,
         resnets: Iterable[nn.Module],
         downsamplers: Iterable[nn.Module] = (),
         upsamplers: Iterable[nn.Module] = (),
+        attentions: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
+        nothing = [nn.Identity() for _ in self.resnets[len(attentions) :]]
+        self.attentions = nn.ModuleList([*attentions, *nothing])
         self.downsamplers = nn.ModuleList(downsamplers)
         self.upsamplers = nn.ModuleList(upsamplers)
 
     def forward(self, h: torch.Tensor, emb: torch.Tensor | None = None) -> torch.Tensor:
         """Without skips (the autoencoder, and the UNet's middle)."""
-        for resnet in self.resnets:
-            h = resnet(h, emb)
+        for resnet, attend in zip(self.resnets, self.attentions, strict=True):
+            h = attend(resnet(h, emb))
         for resample in [*self.downsamplers, *self.upsamplers]:
             h = resample(h)
         return h

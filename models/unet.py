@@ -1,10 +1,11 @@
-"""The denoiser's network: a UNet (Ho et al. 2020, appendix B), but without attention. What it puts
-out is eps or v; models/diffusion.py makes eps_hat of it.
+"""The denoiser's network: a UNet (Ho et al. 2020, appendix B), with attention where it is asked
+for. What it puts out is eps or v; models/diffusion.py makes eps_hat of it.
 
-Same structure and state-dict keys as diffusers' attention-free UNet2DModel.
+Same structure and state-dict keys as diffusers' UNet2DModel, whose attention_head_dim is c0.
 B: batch, C: in_channels, H, W: height and width, c0, c1, ..: the widths `channels`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.errors import UserError
 from models.blocks import (
+    Attention,
     Downsample,
     ResidualBlock,
     Stage,
@@ -31,7 +34,8 @@ class UNetConfig:
     """channels: width per level, the first at full size, each further one at half the last.
 
     blocks: residual blocks per level on the way down (one more on the way up). groups: of every
-    GroupNorm. dropout: probability, inside the residual blocks.
+    GroupNorm. dropout: probability, inside the residual blocks. attention_levels: those with
+    attention after each block, 0 for the finest, in order; with the last, the middle has it too.
     """
 
     in_channels: int
@@ -39,6 +43,7 @@ class UNetConfig:
     blocks: int
     groups: int
     dropout: float
+    attention_levels: tuple[int, ...] = ()
 
 
 class UNet(nn.Module):
@@ -50,6 +55,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         check_widths(config.channels, config.groups, config.blocks)
+        check_attention(config)
         self.config = config
         self.stride = stride(config.channels)
 
@@ -59,6 +65,11 @@ class UNet(nn.Module):
 
         def resnet(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, config.groups, NORM_EPS, emb_channels, config.dropout)
+
+        def attentions(level: int, blocks: Iterable) -> list[nn.Module]:
+            c, levels = widths[level], config.attention_levels
+            return [Attention(c, c // widths[0], config.groups, NORM_EPS) for _ in blocks
+                    if level in levels]  # fmt: skip
 
         # t as a vector for every block, and the image as features.
         self.time_embedding = nn.ModuleDict(
@@ -78,21 +89,23 @@ class UNet(nn.Module):
                 resnets.append(resnet(c, width))
                 c = width
                 skips.append(c)
-            self.down_blocks.append(Stage(resnets, [Downsample(c)] if i < last else []))
+            downsamplers = [Downsample(c)] if i < last else []
+            self.down_blocks.append(Stage(resnets, downsamplers, (), attentions(i, resnets)))
             if i < last:
                 skips.append(c)
 
         # Middle: nothing is kept, nothing comes beside.
-        self.mid_block = Stage([resnet(c, c), resnet(c, c)])
+        self.mid_block = Stage([resnet(c, c), resnet(c, c)], attentions=attentions(last, range(1)))
 
         # Up: every block takes the newest skip beside what comes from below.
         self.up_blocks = nn.ModuleList()
-        for i, width in enumerate(reversed(widths)):
+        for i, width in reversed(list(enumerate(widths))):
             resnets = []
             for _ in range(config.blocks + 1):
                 resnets.append(resnet(c + skips.pop(), width))
                 c = width
-            self.up_blocks.append(Stage(resnets, upsamplers=[Upsample(c)] if i < last else []))
+            upsamplers = [Upsample(c)] if i > 0 else []
+            self.up_blocks.append(Stage(resnets, (), upsamplers, attentions(i, resnets)))
 
         # Back to the image. An untrained network predicts 0: its first loss is the noise's own
         # variance, 1.
@@ -118,8 +131,8 @@ class UNet(nn.Module):
         h = self.conv_in(xt)                                        # (B, c0, H, W)
         skips = [h]
         for stage in self.down_blocks:                              # in level i: (B, ci, H/2^i, ..)
-            for resnet in stage.resnets:
-                h = resnet(h, emb)
+            for resnet, attend in zip(stage.resnets, stage.attentions, strict=True):
+                h = attend(resnet(h, emb))
                 skips.append(h)
             for downsample in stage.downsamplers:
                 h = downsample(h)
@@ -130,11 +143,21 @@ class UNet(nn.Module):
 
         # Up: every block takes the newest skip that is left, which has its own size.
         for stage in self.up_blocks:
-            for resnet in stage.resnets:
-                h = resnet(torch.cat([h, skips.pop()], dim=1), emb)
+            for resnet, attend in zip(stage.resnets, stage.attentions, strict=True):
+                h = attend(resnet(torch.cat([h, skips.pop()], dim=1), emb))
             for upsample in stage.upsamplers:
                 h = upsample(h)
 
         # Back to the channels of xt.
         return self.conv_out(F.silu(self.conv_norm_out(h)))         # (B, C, H, W)
         # fmt: on
+
+
+def check_attention(config: UNetConfig) -> None:
+    """Raise UserError unless attention_levels are levels in order, whose widths make heads of c0
+    channels."""
+    levels, widths = config.attention_levels, config.channels
+    if list(levels) != sorted({*levels} & {*range(len(widths))}):
+        raise UserError(f"attention is at levels from 0 to {len(widths) - 1}, not at {levels}")
+    if bad := [widths[level] for level in levels if widths[level] % widths[0]]:
+        raise UserError(f"attention needs widths that are multiples of {widths[0]}, got {bad[0]}")

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from common.errors import DamagedError, UnreadableError, UserError
 from data.tensor_files import TensorFile, write_tensors
 from generation.pipeline import load_denoiser
+from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.classifier import Classifier, ClassifierConfig
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.unet import UNet, UNetConfig
@@ -63,6 +64,40 @@ def test_metadata_is_json_with_a_version(tmp_path):
     assert metadata["format"] == "pt" and metadata["version"] == "1"
     assert json.loads(metadata["facts"]) == FACTS
     assert json.loads(metadata["config"])["channels"] == [8, 16, 16]
+
+
+def test_attention_is_said_only_where_it_is(tmp_path):
+    """What has none is written as before, and what says nothing of it has none."""
+    path = tmp_path / "m.safetensors"
+    for model in (small_unet(), small_autoencoder()):
+        save_model(path, model, {})
+        assert "attention" not in header_of(path)[0]["__metadata__"]["config"]
+    for model in NETWORKS[1], NETWORKS[3]:
+        save_model(path, model, {})
+        again = load_model(path, type(model).__name__)[0]
+        assert again.config == model.config and fingerprint(again) == fingerprint(model)
+
+
+@pytest.mark.parametrize(("network", "config", "text"), [
+    (0, {"attention_levels": [2]}, "down_blocks.2.attentions.0.group_norm.weight is missing"),
+    (0, {"attention_levels": [3]}, "attention is at levels from 0 to 2"),
+    (0, {"attention_levels": [0, 0]}, "attention is at levels from 0 to 2"),
+    (0, {"attention_levels": [30]}, "attention_levels of its config is"),
+    (0, {"attention_levels": True}, "attention_levels of its config is"),
+    (0, {"attention": True}, "its config has the fields"),
+    (1, {"channels": [7, 16], "groups": 1}, "attention needs widths that are multiples of 7"),
+    (1, {"attention_levels": [1]}, "attentions.0.group_norm.bias is not of this network"),
+    (2, {"attention": True}, "encoder.mid_block.attentions.0.group_norm.weight is missing"),
+    (2, {"attention": 1}, "attention of its config is 1"),
+    (3, {"attention": False}, "group_norm.bias is not of this network"),
+])  # fmt: skip
+def test_attention_that_the_tensors_have_not_is_refused(tmp_path, network, config, text):
+    path, model = tmp_path / "m.safetensors", NETWORKS[network]
+    save_model(path, model, {})
+    rewrite(path, config={**json.loads(header_of(path)[0]["__metadata__"]["config"]), **config})
+    with pytest.raises(UserError, match=text) as caught:
+        load_model(path, type(model).__name__)
+    assert_one_line(caught.value, path)
 
 
 def test_fingerprint_sees_every_bit_and_name():
@@ -186,7 +221,9 @@ RUN = {
 }  # fmt: skip
 NETWORKS = [
     small_unet(),
+    UNet(UNetConfig(1, (8, 16), 1, 8, 0.0, (0, 1))),
     small_autoencoder(),
+    AutoencoderKL(AutoencoderConfig(1, 2, (8, 16), 1, 8, attention=True)),
     PatchDiscriminator(DiscriminatorConfig(3, 8, 2)),
     Classifier(ClassifierConfig(1, (8, 8), 6, 10)),
 ]

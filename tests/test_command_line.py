@@ -24,8 +24,7 @@ MODES = {
 }  # fmt: skip
 SCRIPTS = list(MODES)
 MODE_FLAGS = {TRAIN, SHOW, EVALUATE}
-# Two values of each flag, of which neither need be the default; (): the flag alone.
-SWITCHES = {"film", "grey", "neighbours", "mirror", "no_flip"}
+# Two values of each flag that is no switch, of which neither need be the default.
 NAMES = {
     "lr_schedule": choices.LR_SCHEDULES, "log": choices.LOGS,
     "optimizer": choices.OPTIMIZERS, "prediction": choices.PREDICTIONS, "sampler": ("ddim", "ddpm"),
@@ -33,7 +32,8 @@ NAMES = {
     "precision": choices.PRECISIONS, "compile": ("on", "off"), "device": ("cpu", "cuda"),
     "size": ("16x32", "32x16"), "name": ("a", "b"), "resume": ("a", "b"), "out": ("a", "b"),
     "data": ("a", "b"), "data_root": ("a", "b"), "encoder": ("a", "b"),
-    "channels": ("8", "16"), "batch": ("5", "3"), "interpolate": ("3 4", "5 6"),
+    "channels": ("8", "16"), "attention": ("2", "1,2"),
+    "batch": ("5", "3"), "interpolate": ("3 4", "5 6"),
 }  # fmt: skip
 FRACTIONS = {"lr", "ema", "dropout", "min_snr", "kl_weight", "gan_weight", "eta", "sigma_scale",
              "time_limit"}  # fmt: skip
@@ -43,10 +43,14 @@ COUNTS = {"epochs", "steps", "seed", "blocks", "latent_channels", "num_images", 
 NEEDS = {"eta": ["--sampler", "ddim"]}
 
 
-def typed(name, which=0):
+def is_switch(parse, name):
+    return parse(MODES[parse][TRAIN]).flags[name].default is False
+
+
+def typed(parse, name, which=0):
     """The words that give the flag one of two values."""
     flag = "--" + name.replace("_", "-")
-    if name in SWITCHES:
+    if is_switch(parse, name):
         return [flag]
     if name in FRACTIONS:
         return [flag, ("0.25", "0.5")[which]]
@@ -93,7 +97,7 @@ def test_a_mode_takes_exactly_the_flags_that_list_it(parse, name, mode, capsys):
     if (parse, name, mode) == (parse_mnist, "data_root", SHOW):  # below
         start = [*start, "--neighbours"]
     modes = parse(MODES[parse][TRAIN]).flags[name].modes
-    words = [*start, *typed(name)]
+    words = [*start, *typed(parse, name)]
     if mode in modes:
         args = parse([*words, *NEEDS.get(name, [])])
         assert name in args.given and args.mode == mode
@@ -101,7 +105,7 @@ def test_a_mode_takes_exactly_the_flags_that_list_it(parse, name, mode, capsys):
         with pytest.raises(SystemExit) as end:
             parse(words)
         assert end.value.code == 2
-        assert f"{typed(name)[0]} does not go with --{mode}\n" in capsys.readouterr().err
+        assert f"{typed(parse, name)[0]} does not go with --{mode}\n" in capsys.readouterr().err
 
 
 def test_digits_are_shown_without_data_but_for_their_neighbours(capsys):
@@ -211,7 +215,7 @@ def test_a_state_keeps_all_of_a_training_but_the_machine_and_the_start(parse, st
 
 @pytest.mark.parametrize(("parse", "name"), list(every_flag_of_training()))
 def test_a_resumed_run_takes_what_is_movable_and_refuses_what_is_fixed(parse, name):
-    own = [] if name in SWITCHES else typed(name)
+    own = [] if is_switch(parse, name) else typed(parse, name)
     run = parse([*MODES[parse][TRAIN], *own])
     state, resume = saved(run), [*MODES[parse][TRAIN][:1], "--resume", "n"]
 
@@ -220,7 +224,7 @@ def test_a_resumed_run_takes_what_is_movable_and_refuses_what_is_fixed(parse, na
     assert untouched.settings() == run.settings() and untouched.mode == TRAIN
 
     # What is typed: the run's own value always, another one where it is not fixed.
-    args = parse([*resume, *typed(name, 1)])
+    args = parse([*resume, *typed(parse, name, 1)])
     flag, value = args.flags[name], getattr(args, name)
     if flag.resuming is Resuming.FIXED:
         with pytest.raises(UserError, match=f"^{flag}: the run to resume has .*; leave it out$"):
@@ -291,6 +295,15 @@ def test_latents_that_predict_eps_have_no_cosine_schedule(capsys):
     with pytest.raises(SystemExit):
         parse_latent([*train, "--schedule", "cosine"])
     assert "--schedule cosine does not go with --prediction eps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "3", "-1", "2,1", "1,1", "1;2", "1,", "0x1", "one"])
+def test_levels_of_attention_are_those_of_the_network_in_order(text, capsys):
+    for good in ("0", "2", "0,1", "0,1,2"):
+        assert parse_mnist(["--train", "--attention", good]).attention == good
+    with pytest.raises(SystemExit):
+        parse_mnist(["--train", f"--attention={text}"])
+    assert f"{text} is no list of levels from 0 to 2 in order" in capsys.readouterr().err
 
 
 def test_a_size_that_no_checkpoint_may_have_is_refused_before_the_training(capsys):

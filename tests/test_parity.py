@@ -14,18 +14,21 @@ diffusers = pytest.importorskip("diffusers")
 
 
 @pytest.mark.parametrize(
-    ("channels", "blocks", "groups", "size"),
-    [((32, 64, 64), 1, 8, (28, 28)), ((16, 32), 3, 16, (6, 10)), ((8,), 2, 4, (5, 7)),
-     ((64, 128, 128), 2, 8, (12, 8))],
+    ("channels", "blocks", "groups", "size", "attention"),
+    [((32, 64, 64), 1, 8, (28, 28), ()), ((16, 32), 3, 16, (6, 10), ()), ((8,), 2, 4, (5, 7), ()),
+     ((64, 128, 128), 2, 8, (12, 8), ()), ((32, 64, 128), 1, 2, (28, 28), (1, 2)),
+     ((16, 16, 32), 2, 8, (12, 8), (0,)), ((16, 32), 1, 16, (6, 10), (0, 1)),
+     ((8,), 2, 4, (5, 7), (0,)), ((24, 48, 72), 1, 8, (8, 8), (2,))],
 )  # fmt: skip
-def test_unet_is_unet2dmodel(channels, blocks, groups, size):
+def test_unet_is_unet2dmodel(channels, blocks, groups, size, attention):
     n = len(channels)
+    kinds = ["AttnDownBlock2D" if level in attention else "DownBlock2D" for level in range(n)]
     theirs = diffusers.UNet2DModel(
         in_channels=3, out_channels=3, block_out_channels=channels, layers_per_block=blocks,
-        down_block_types=["DownBlock2D"] * n, up_block_types=["UpBlock2D"] * n,
-        norm_num_groups=groups, add_attention=False,
+        down_block_types=kinds, up_block_types=[k.replace("Down", "Up") for k in reversed(kinds)],
+        norm_num_groups=groups, add_attention=n - 1 in attention, attention_head_dim=channels[0],
     )  # fmt: skip
-    ours = UNet(UNetConfig(3, channels, blocks, groups, 0.0)).eval()
+    ours = UNet(UNetConfig(3, channels, blocks, groups, 0.0, attention)).eval()
     ours.load_state_dict(randomize(theirs).state_dict())  # under the same keys, all of them
     x, t = torch.randn(3, 3, *size), torch.tensor([0, 17, 999])
     with torch.no_grad():
@@ -37,19 +40,20 @@ def test_unet_is_unet2dmodel(channels, blocks, groups, size):
         assert torch.equal(theirs(x, t).sample, ours(x, t))
 
 
+@pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize(
     ("channels", "blocks", "groups", "z", "image", "size"),
     [((16, 32, 64), 1, 8, 3, 3, (32, 48)), ((8, 16), 2, 4, 4, 1, (10, 6)),
      ((16, 16, 16, 32), 1, 16, 3, 3, (16, 24))],
 )  # fmt: skip
-def test_autoencoder_is_autoencoderkl(channels, blocks, groups, z, image, size):
+def test_autoencoder_is_autoencoderkl(channels, blocks, groups, z, image, size, attention):
     n = len(channels)
     theirs = diffusers.AutoencoderKL(
         in_channels=image, out_channels=image, latent_channels=z, block_out_channels=channels,
-        layers_per_block=blocks, norm_num_groups=groups, mid_block_add_attention=False,
+        layers_per_block=blocks, norm_num_groups=groups, mid_block_add_attention=attention,
         down_block_types=["DownEncoderBlock2D"] * n, up_block_types=["UpDecoderBlock2D"] * n,
     )  # fmt: skip
-    ours = AutoencoderKL(AutoencoderConfig(image, z, channels, blocks, groups)).eval()
+    ours = AutoencoderKL(AutoencoderConfig(image, z, channels, blocks, groups, attention)).eval()
     ours.load_state_dict(randomize(theirs).state_dict())
     x = torch.randn(2, image, *size)
     with torch.no_grad():

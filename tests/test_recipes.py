@@ -21,6 +21,7 @@ from helpers import (
 import latent_diffusion
 from command_line.flags import TRAIN, Resuming
 from command_line.parsers import parse_encoder, parse_latent, parse_mnist
+from common.errors import UserError
 from data import images
 from data.images import open_images
 from data.latents import LatentDataset
@@ -175,6 +176,28 @@ def test_every_script_takes_its_optimizer(folder, kind, optimizer):
     assert ("muon" in state["optimizer"]) == (optimizer == "muon")
     assert "muon" not in state.get("disc_optimizer", {})
     assert ("disc_optimizer" in state) == (kind == "autoencoder")
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_every_script_takes_its_attention_and_goes_on_with_it(folder, kind):
+    """States and checkpoints have it; a run that goes on keeps it."""
+    flags, other = {"autoencoder": (["--attention"], [])}.get(
+        kind, (["--attention", "1,2"], ["--attention", "2"])
+    )
+    RECIPES[kind](*flags)
+    again = {"mnist": run_digits, "autoencoder": run_encoder, "denoiser": run_latent}[kind]
+    if other:
+        with pytest.raises(UserError, match="--attention: the run to resume has 1,2; leave it out"):
+            again("--resume", *other)
+    again("--resume", "--steps", STEPS + 2)
+    model = load_model(newest(kind), "UNet" if other else "AutoencoderKL")[0]
+    assert model.config.attention_levels == (1, 2) if other else model.config.attention
+    state = load_state(f"checkpoints/{kind}/a.state")
+    assert state["settings"]["attention"] == ("1,2" if other else True) and state["step"] == 12
+    trained = [w for k, w in state["model"].items() if "to_out.0.weight" in k]
+    assert trained and all(w.abs().max() > 0 for w in trained)  # they begin at 0
+    shown = load_model(f"checkpoints/{kind}/a.state", type(model).__name__)[0]
+    assert shown.config == model.config
 
 
 def test_the_loss_of_a_band_is_the_mean_of_its_losses(folder, monkeypatch):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from helpers import small_autoencoder, small_unet
 
+import mnist_diffusion
+from common.choices import DENOISER_LEVELS
 from latent_diffusion import CHANNEL_MULT
 from models.sizes import (
     AUTOENCODER_STRIDE,
@@ -18,6 +20,7 @@ from train_encoder import autoencoder_network
 def test_the_scripts_build_what_the_sizes_are_checked_for():
     assert autoencoder_network(3, 3, 16, 1).stride == AUTOENCODER_STRIDE
     assert stride(CHANNEL_MULT) == DENOISER_STRIDE
+    assert len(CHANNEL_MULT) == len(mnist_diffusion.CHANNEL_MULT) == DENOISER_LEVELS
     x = torch.zeros(1, 3, IMAGE_MULTIPLE, 3 * IMAGE_MULTIPLE)
     mean = small_autoencoder().encode(x).mean
     assert small_unet(3)(mean, torch.tensor([0])).shape == mean.shape == (1, 3, 4, 12)

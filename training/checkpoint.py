@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,9 @@ KINDS = {
 
 # What JSON may say, as patterns: anybody may have written it, so nothing is made of it before.
 WIDTH, TEXT = r"[1-9]\d{0,4}", r'"(?!.*\\u0000).*"'  # channels, or pixels of a side
-CONFIG: dict[Any, str] = {  # by the type of a field
+CONFIG: dict[Any, str] = {  # by the name of a field, else by its type
+    "attention_levels": r"\[([12]?\d(, [12]?\d){0,29})?\]",
+    bool: "true|false",
     int: WIDTH,
     float: r"0(\.\d+)?|[1-9](\.\d+)?e-\d\d",
     tuple[int, ...]: rf"\[{WIDTH}(, {WIDTH}){{0,29}}\]",
@@ -93,9 +95,16 @@ def save_model(path: str | Path, model: Any, facts: dict[str, Any]) -> None:
 
     Raises UserError when a weight is not finite.
     """
-    config = {"kind": type(model).__name__, **asdict(model.config)}
     tensors = {k: v.detach().cpu() for k, v in model.state_dict().items()}
-    _write(path, tensors, config, facts)
+    _write(path, tensors, config_of(model), facts)
+
+
+def config_of(model: Any) -> dict[str, Any]:
+    """What makes a model of KINDS, for JSON: its kind, and its config without fields that say
+    nothing, which earlier versions of the code do not know."""
+    said = {f.name for f in fields(model.config) if getattr(model.config, f.name) != f.default}
+    config = {k: v for k, v in asdict(model.config).items() if k in said}
+    return {"kind": type(model).__name__, **json.loads(json.dumps(config))}
 
 
 def load_model(
@@ -117,7 +126,7 @@ def load_model(
         found = config.pop("kind", None)
         if found != kind:
             raise UserError(f"{path} holds a {short(found)}, but a {kind} is needed here")
-        cls, config = _network(path, entries, config, kind)
+        cls, config = network_of(path, entries, config, kind)
         if needed:
             check_fields(path, facts, needed)
         tensors = file.read()
@@ -140,7 +149,7 @@ def _averaged(
     return config, mine, facts, prefix
 
 
-def _network(
+def network_of(
     path: str | Path, entries: Mapping[str, Entry], config: dict, kind: str
 ) -> tuple[type[nn.Module], Any]:
     """(class, config) of the network of this kind that a file holds, or a UserError."""
@@ -156,16 +165,18 @@ def _network(
 
 
 def _config(cls: Any, found: dict[str, Any], tensors: int) -> Any:
-    """The config of that dataclass; ValueError where a field is missing, unknown or out of range.
+    """The config of that dataclass; ValueError where a field that has no default is missing, or one
+    is unknown or out of range.
 
     No network has more levels times blocks than tensors, so making it takes no longer than reading
     the header of its file.
     """
     kinds = {field.name: field.type for field in fields(cls)}
-    if kinds.keys() != found.keys():
+    needed = {field.name for field in fields(cls) if field.default is MISSING}
+    if not needed <= found.keys() <= kinds.keys():
         raise ValueError(f"its config has the fields {short(', '.join(found))}")
     for name, value in found.items():
-        if not _fits(CONFIG[kinds[name]], value):
+        if not _fits(CONFIG.get(name) or CONFIG[kinds[name]], value):
             raise ValueError(f"{name} of its config is {short(value)}")
     levels = len(found["channels"]) if type(found["channels"]) is list else 1
     if levels * found.get("blocks", found.get("layers", 1)) > tensors:
@@ -210,7 +221,7 @@ def find_by_fingerprint(folder: str | Path, wanted: str) -> Path | None:
             with _opened(path, "checkpoint") as (file, config, _):
                 if config.pop("kind", None) != "AutoencoderKL":
                     continue
-                _network(path, file.entries, config, "AutoencoderKL")
+                network_of(path, file.entries, config, "AutoencoderKL")
                 known = file.metadata.get(tensor_files.FINGERPRINT)
                 if (known or tensor_files.fingerprint(file.read())) == wanted:
                     return path

@@ -45,11 +45,14 @@ class DenoiserData:
 
 
 def network(
-    in_channels: int, channels: int, channel_mult: tuple[int, ...], blocks: int, dropout: float
-) -> UNet:
-    """An untrained UNet whose levels have channels times channel_mult as widths."""
+    in_channels: int, channels: int, channel_mult: tuple[int, ...], blocks: int, dropout: float,
+    attention: str | None = None,
+) -> UNet:  # fmt: skip
+    """An untrained UNet whose levels have channels times channel_mult as widths. attention: the
+    numbers of the levels that have it, as --attention is typed."""
     widths = tuple(channels * times for times in channel_mult)
-    return UNet(UNetConfig(in_channels, widths, blocks, norm_groups(channels), dropout))
+    levels = tuple(map(int, attention.split(","))) if attention else ()
+    return UNet(UNetConfig(in_channels, widths, blocks, norm_groups(channels), dropout, levels))
 
 
 class DenoiserLearner:

@@ -1,13 +1,11 @@
 """One training run: its length, when it reports and saves, its state, and how it goes on."""
 
-import json
 import math
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -343,5 +341,4 @@ class Run:
 
 def _configs(parts: dict[str, Any]) -> dict[str, Any]:
     """{name: the kind and config of each network among parts}, as JSON keeps them."""
-    return {k: json.loads(json.dumps({"kind": type(p).__name__, **asdict(p.config)}))
-            for k, p in parts.items() if hasattr(p, "config")}  # fmt: skip
+    return {k: checkpoint.config_of(p) for k, p in parts.items() if hasattr(p, "config")}

@@ -1,0 +1,254 @@
+"""First stages of diffusers: the same encoder and decoder, end to end; each refusal in a sentence.
+
+The folders are written as diffusers' save_pretrained writes them; where it is installed, by it.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from fuzz import HOSTILE, assert_one_line, damaged_trees, some
+from helpers import CPU, randomize, run_encoder, run_latent, run_script, write_images
+from safetensors.torch import load_file, save_file
+
+from common.errors import UserError
+from data.latents import MANIFEST, LatentDataset
+from models.autoencoder import AutoencoderConfig, AutoencoderKL
+from training.checkpoint import fingerprint, load_model, save_model
+from training.imported import CONFIG, WEIGHTS, load_autoencoder
+
+WIDTHS = 8, 8, 16, 16  # stride 8, as Stable Diffusion's
+
+
+def described(attention=True, **other):
+    """A config.json of diffusers."""
+    return {
+        "_class_name": "AutoencoderKL", "_diffusers_version": "0.42.1", "act_fn": "silu",
+        "block_out_channels": list(WIDTHS), "force_upcast": True, "in_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * 4, "latent_channels": 4,
+        "latents_mean": None, "latents_std": None, "layers_per_block": 1,
+        "mid_block_add_attention": attention, "norm_num_groups": 8, "out_channels": 3,
+        "sample_size": 32, "scaling_factor": 0.18215, "shift_factor": None,
+        "up_block_types": ["UpDecoderBlock2D"] * 4, "use_post_quant_conv": True,
+        "use_quant_conv": True, **other,
+    }  # fmt: skip
+
+
+def network(attention=True):
+    return randomize(AutoencoderKL(AutoencoderConfig(3, 4, WIDTHS, 1, 8, attention)))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Work beside vae/, such a folder with attention, and pictures/."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / CONFIG).write_text(json.dumps(described()))
+    save_file(network().state_dict(), tmp_path / "vae" / WEIGHTS, {"format": "pt"})
+    write_images(tmp_path / "pictures", 30, (32, 32))
+    return tmp_path / "vae"
+
+
+# ---- What fits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("attention", [False, True])
+def test_what_diffusers_saves_encodes_and_decodes_alike(tmp_path, attention, dtype):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.AutoencoderKL(
+        block_out_channels=WIDTHS, layers_per_block=2, latent_channels=4, norm_num_groups=8,
+        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+        mid_block_add_attention=attention, shift_factor=0.1,
+    )  # fmt: skip
+    randomize(theirs).to(dtype).save_pretrained(tmp_path)
+    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path, torch_dtype=torch.float32).eval()
+    ours, facts = load_autoencoder(tmp_path, ("data", "size"))
+    assert facts == {} and not ours.training and ours.stride == 8
+    assert ours.config == AutoencoderConfig(3, 4, WIDTHS, 2, 8, attention)
+    x = torch.randn(2, 3, 32, 48)
+    with torch.no_grad():
+        got, want = ours.encode(x), theirs.encode(x).latent_dist
+        decoded, decoded_theirs = ours.decode(got.mean), theirs.decode(got.mean).sample
+    assert want.mean.std() > 1e-3 and decoded_theirs.std() > 1e-3
+    assert got.mean.shape == (2, 4, 4, 6)
+    for one, other in ((got.mean, want.mean), (got.logvar, want.logvar), (decoded, decoded_theirs)):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_the_autoencoder_of_stable_diffusion_fits():
+    """Its names and shapes, without memory for them."""
+    diffusers = pytest.importorskip("diffusers")
+    widths = 128, 256, 512, 512
+    with torch.device("meta"):
+        theirs = diffusers.AutoencoderKL(
+            block_out_channels=widths, layers_per_block=2, latent_channels=4,
+            down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+        ).state_dict()  # fmt: skip
+        ours = AutoencoderKL(AutoencoderConfig(3, 4, widths, 2, 32, True)).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_names_of_earlier_versions_are_known(folder):
+    """Those of attention, and a config that does not speak of it."""
+    earlier = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors, config = {}, described()
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        for now, then in earlier.items():
+            name = name.replace(f".{now}.", f".{then}.")
+        tensors[name] = tensor
+    assert sum("proj_attn" in name for name in tensors) == 4
+    save_file(tensors, folder / WEIGHTS)
+    for name in ("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv"):
+        del config[name]
+    (folder / CONFIG).write_text(json.dumps(config))
+    assert fingerprint(load_autoencoder(folder)[0]) == fingerprint(network())
+
+
+def test_checkpoints_are_taken_as_before(tmp_path):
+    model = randomize(network(attention=False))
+    save_model(tmp_path / "a.safetensors", model, {"data": "x", "size": [32, 32]})
+    again, facts = load_autoencoder(tmp_path / "a.safetensors", ("data", "size"))
+    assert fingerprint(again) == fingerprint(model) and facts["data"] == "x"
+    with pytest.raises(UserError, match=r"no checkpoint .*; there are .*a.safetensors$"):
+        load_autoencoder(tmp_path)
+
+
+# ---- End to end ---------------------------------------------------------------------------------
+
+
+def test_an_imported_autoencoder_is_cached_trained_on_shown_and_evaluated(folder, no_figures):
+    of_images = ("--data", "pictures", "--size", "32x32")
+    small = ("--channels", 8, "--batch", 4, "--steps", 2, "--name", "a")
+    run_latent("--encoder", "vae", *of_images, *small)
+    run_latent("--resume", "a", "--steps", 3)
+    (path,) = folder.parent.glob("checkpoints/denoiser/a_epoch*_step3.safetensors")
+    _, facts = load_model(path, "UNet")
+    assert facts["shape"] == [4, 4, 4] and facts["autoencoder_id"] == fingerprint(network())
+    assert (facts["data"], facts["size"]) == ("pictures", [32, 32])
+    (manifest,) = folder.parent.glob(f"encoded_img/*/{MANIFEST}")
+    assert '"autoencoder": "vae"' in manifest.read_text()
+    # Whitened by what was measured: no scaling_factor is left in them.
+    latents = LatentDataset(manifest.parent, "train")
+    x0 = latents.draw(torch.arange(len(latents)))
+    torch.testing.assert_close(x0.std(dim=(0, 2, 3)), torch.ones(4), rtol=0.1, atol=0)
+
+    # It is not among the checkpoints, so it has to be given.
+    flags = ("--num-images", 2, "--sampling-steps", 2, *CPU)
+    show = ("latent_diffusion.py", "--show", path, *flags)
+    status, _, err = run_script(*show, cwd=folder.parent, check=False)
+    assert status == 2 and err.endswith(
+        "pass it as --encoder, a checkpoint or a folder of diffusers\n"
+    )
+    run_script(*show, "--encoder", "vae", "--out", "one.png", cwd=folder.parent)
+    evaluate = ("latent_diffusion.py", "--evaluate", path, *flags)
+    run_script(*evaluate, "--encoder", "vae", "--out", "some", cwd=folder.parent)
+
+    # Saved as a checkpoint, it is found.
+    save_model("checkpoints/autoencoder/vae.safetensors", load_autoencoder("vae")[0],
+               {"data": "pictures", "size": [32, 32]})  # fmt: skip
+    run_script(*show, "--out", "other.png", cwd=folder.parent)
+    one, other = (folder.with_name(f"{name}.png").read_bytes() for name in ("one", "other"))
+    assert one == other
+
+
+def test_reconstructions_of_an_imported_autoencoder_are_measured(folder, no_figures):
+    with pytest.raises(UserError, match="^vae does not say its images; give --data and --size$"):
+        run_encoder("--evaluate", "vae")
+    with pytest.raises(UserError, match="^vae does not say its images; give --size$"):
+        run_encoder("--evaluate", "vae", "--data", "pictures")
+    run_encoder("--evaluate", "vae", "--data", "pictures", "--size", "32x32")
+    (line,) = (folder.parent / "fig/autoencoder/evaluation.jsonl").read_text().splitlines()
+    assert json.loads(line)["autoencoder"] == "vae"
+    with pytest.raises(UserError, match="multiples of 8, .* the nearest that works is 32x32"):
+        run_encoder("--evaluate", "vae", "--data", "pictures", "--size", "32x36")
+
+
+@pytest.mark.parametrize(("flags", "text"), [
+    ((), "vae does not say its images; give --data and --size"),
+    (("--data", "pictures"), "vae does not say its images; give --size"),
+    (("--data", "pictures", "--size", "32x48"), "multiples of 32, .*nearest that works is 32x64"),
+])  # fmt: skip
+def test_an_imported_autoencoder_needs_images_of_a_size_that_divides(folder, flags, text):
+    with pytest.raises(UserError, match=text):
+        run_latent("--encoder", "vae", *flags, "--steps", 1)
+    assert not (folder.parent / "encoded_img").exists()
+
+
+# ---- What does not fit --------------------------------------------------------------------------
+
+
+def refused(folder, text):
+    with pytest.raises(UserError, match=text) as caught:
+        load_autoencoder(folder)
+    assert_one_line(caught.value, folder)
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"_class_name": "AsymmetricAutoencoderKL"}, "_class_name is Asym.*, only AutoencoderKL"),
+    ({"down_block_types": ["DownEncoderBlock2D"] * 3 + ["AttnDownEncoderBlock2D"]},
+     "down_block_types is .*AttnDownEncoderBlock2D.*, only .* is taken"),
+    ({"up_block_types": ["UpDecoderBlock2D"] * 3}, "up_block_types is .*, only .* is taken"),
+    ({"act_fn": "relu"}, "act_fn is relu, only silu is taken"),
+    ({"out_channels": 4}, "out_channels is 4, only 3 is taken"),
+    ({"use_quant_conv": False}, "use_quant_conv is False, only True is taken"),
+    ({"use_post_quant_conv": False}, "use_post_quant_conv is False, only True is taken"),
+    ({"latent_channels": 8}, "encoder.conv_out.weight is .8, .*, but .16, .* is needed"),
+    ({"layers_per_block": 2}, "resnets.1.*is missing"),
+    ({"layers_per_block": 10**9}, "blocks of its config is 1000000000"),
+    ({"norm_num_groups": 3}, "widths must be multiples of 3"),
+    ({"block_out_channels": [8, 8, 16, 32]}, "is .*16.*, but .*32.* is needed"),
+    ({"block_out_channels": "8"}, "down_block_types is"),
+    ({"mid_block_add_attention": False}, "attentions.0.* is not of this network"),
+    ({"mid_block_add_attention": "x"}, "attention of its config is x"),
+])  # fmt: skip
+def test_other_configs_are_refused(folder, change, text):
+    (folder / CONFIG).write_text(json.dumps(described(**change)))
+    refused(folder, text)
+
+
+def test_configs_may_say_anything(folder):
+    """What is loaded is what was saved."""
+    expected = fingerprint(network())
+    for found in some([*damaged_trees(described()), *HOSTILE]):
+        text = found if isinstance(found, bytes) else json.dumps(found).encode()
+        (folder / CONFIG).write_bytes(text)
+        try:
+            assert fingerprint(load_autoencoder(folder)[0]) == expected
+        except UserError as error:
+            assert_one_line(error, folder)
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    (lambda t: t.pop("decoder.conv_in.bias"), "decoder.conv_in.bias is missing"),
+    (lambda t: t.update({"decoder.conv_in.bias": torch.zeros(9)}), "bias is .9,. .*16,. .* needed"),
+    (lambda t: t.update({"decoder.conv_in.bias": torch.zeros(16).int()}), "bias is .*int32, but"),
+    (lambda t: t.update({"loss.logvar": torch.zeros(1)}), "loss.logvar is not of this network"),
+    (lambda t: t["decoder.conv_in.bias"].fill_(torch.nan), "decoder.conv_in.bias is not finite"),
+])  # fmt: skip
+def test_other_tensors_are_refused(folder, change, text):
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+    refused(folder, text)
+
+
+def test_a_whole_pipeline_is_told_which_folder_to_give(folder):
+    refused(folder.parent, "is a whole pipeline of diffusers; give .*vae$")
+
+
+def test_half_a_folder_is_refused(folder):
+    shutil.copytree(folder, folder.parent / "whole")
+    (folder / CONFIG).write_text("{")
+    refused(folder, "config.json is no JSON")
+    (folder / CONFIG).write_text("[1]")
+    refused(folder, "config.json is no table")
+    (folder / CONFIG).unlink()
+    refused(folder, "vae is half a folder of diffusers: config.json is missing; add it$")
+    half = folder.parent / "whole"
+    content = (half / WEIGHTS).read_bytes()
+    (half / WEIGHTS).write_bytes(content[: len(content) // 2])
+    refused(half, "truncated or no safetensors")
+    (half / WEIGHTS).unlink()
+    refused(half, f"whole is half a folder of diffusers: {WEIGHTS} is missing; add it$")
