@@ -59,6 +59,7 @@ def train(args: Arguments) -> None:
     state = find_state(args.resume, args.name, "denoiser")
     args = args.resumed(state["settings"]) if state else args
     check_log(args.log)
+    distributed.check_batch(args.batch, args.accumulate)  # before hours of encoding
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision, args.workers)
 
@@ -72,8 +73,7 @@ def train(args: Arguments) -> None:
         raise UserError(refusal(f"the run {run_name}", wanted, args.encoder, autoencoder_id))
     settings = {**args.settings(), **data_settings(args, trained_on, state is not None)}
     autoencoder = runtime.place(autoencoder)
-    height, width = settings["size"]
-    check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
+    check_divides(*settings["size"], DENOISER_STRIDE * autoencoder.stride)
     images = training_images(settings, grey=autoencoder.config.image_channels == 1)
     check_channels(args.encoder, autoencoder, images["train"])
     ids = {"autoencoder": autoencoder_id}
@@ -107,13 +107,12 @@ def train(args: Arguments) -> None:
     # Train; a checkpoint says what its user has to know.
     facts = {key: settings[key] for key in ("data", "data_root", "size")}
     facts |= {
-        "space": "latents",
-        "shape": list(data.valid.shape[1:]),
+        "space": "latents", "shape": list(data.valid.shape[1:]),
         "scheduler": asdict(scheduler.config),
         "latent_stats": asdict(latents["train"].stats),
         "autoencoder_id": autoencoder_id,
         "cache": ids["data"],
-    }
+    }  # fmt: skip
     denoiser.train(run, learner, data, facts)
 
 
