@@ -50,8 +50,9 @@ CHANNEL_MULT = 1, 2, 4  # of the widths, level by level
 
 def main(args: Arguments) -> None:
     """Train, show or evaluate, as the arguments say."""
-    distributed.start()
+    distributed.start(args.device)
     {TRAIN: train, SHOW: show, EVALUATE: evaluate}[args.mode](args)
+    distributed.leave()
 
 
 def train(args: Arguments) -> None:
@@ -73,7 +74,8 @@ def train(args: Arguments) -> None:
         raise UserError(refusal(f"the run {run_name}", wanted, args.encoder, autoencoder_id))
     settings = {**args.settings(), **data_settings(args, trained_on, state is not None)}
     autoencoder = runtime.place(autoencoder)
-    check_divides(*settings["size"], DENOISER_STRIDE * autoencoder.stride)
+    height, width = settings["size"]
+    check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
     images = training_images(settings, grey=autoencoder.config.image_channels == 1)
     check_channels(args.encoder, autoencoder, images["train"])
     ids = {"autoencoder": autoencoder_id}

@@ -45,8 +45,9 @@ CHANNEL_MULT = 1, 2, 2  # of the widths, level by level
 
 def main(args: Arguments) -> None:
     """Train, show or evaluate, as the arguments say."""
-    distributed.start()
+    distributed.start(args.device)
     {TRAIN: train, SHOW: show, EVALUATE: evaluate}[args.mode](args)
+    distributed.leave()
 
 
 def train(args: Arguments) -> None:

@@ -40,8 +40,9 @@ from training.runtime import Runtime
 
 def main(args: Arguments) -> None:
     """Train or evaluate, as the arguments say."""
-    distributed.start()
+    distributed.start(args.device)
     {TRAIN: train, EVALUATE: evaluate}[args.mode](args)
+    distributed.leave()
 
 
 def train(args: Arguments) -> None:

@@ -78,7 +78,7 @@ def seconds_of_a_step(command=TRAINING):
 
 def train(seconds):
     """Train for so long after the number of threads has settled, or for ever (0)."""
-    distributed.start()
+    distributed.start("cpu")
     args = steps.latent_args()
     learner = steps.our_learner(args, steps.our_runtime("cpu", "auto", False), *steps.our_network())
     places = distributed.share(args.batch)

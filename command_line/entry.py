@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from command_line import streams
 from command_line.flags import Arguments
@@ -58,19 +59,28 @@ def run(main: Callable[[Arguments], None], args: Arguments) -> None:
         speaks = tells_errors[-1]() or sentence is None
         if speaks:
             streams.speak()
-        if sentence is None:
-            if launched().size > 1:
-                _tell(str(launched()), f"{type(error).__name__}: {first_line(error)}")
+        if sentence is None and launched().size == 1:
             raise  # whoever reports it needs the traceback
+        if sentence is None:
+            traceback.print_exc()
         if speaks:
-            _tell(str(launched()), sentence)
-        sys.exit(1 if isinstance(error, PeerLostError) else 2)
+            _tell(str(launched()), sentence or f"{type(error).__name__}: {first_line(error)}")
+        _leave(1 if sentence is None or isinstance(error, PeerLostError) else 2)
     finally:
         if limit is not None and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
         _before.clear()
+
+
+def _leave(status: int) -> NoReturn:
+    """End after an error. Where there are other processes at once, because what takes leave of them
+    would wait for them."""
+    if launched().size > 1:
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _tell(who: str, sentence: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from common.errors import UserError
 
 NEEDED = "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,21 @@ class Launch:
 def launched() -> Launch:
     """As the environment has it. UserError where it has a part of what torchrun sets."""
     size = os.environ.get("WORLD_SIZE", "") or "1"
-    if size in ("0", "1"):
-        return Launch()
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    job, restarts = "" if job == "none" else job, os.environ.get(RESTARTS, "0")
+    alone = size in ("0", "1")
     missing = [name for name in NEEDED if not os.environ.get(name)]
-    if missing:
+    if missing and not alone:
         raise UserError(
             f"WORLD_SIZE is {size}, but {missing[0]} is not set; start several processes with "
             "torchrun, or unset WORLD_SIZE"
         )
-    numbers = [os.environ.get(name, "0") for name in (*NEEDED[:3], "TORCHELASTIC_RESTART_COUNT")]
-    if not all(map(str.isdecimal, [size, *numbers])):
-        raise UserError(
-            f"WORLD_SIZE, {', '.join(NEEDED[:3])} must be numbers, as torchrun has them"
-        )
-    rank, local_rank, local_size, restarts = map(int, numbers)
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return Launch(rank, int(size), local_rank, local_size, restarts, "" if job == "none" else job)
+    numbers = ["0", "0", "1"] if alone else [os.environ[name] for name in NEEDED[:3]]
+    if not all(map(str.isdecimal, [size, restarts, *numbers])):
+        names = ", ".join((*NEEDED[:3], RESTARTS))
+        raise UserError(f"WORLD_SIZE, {names} must be numbers, as torchrun has them")
+    rank, local_rank, local_size = map(int, numbers)
+    return Launch(rank, max(1, int(size)), local_rank, local_size, int(restarts), job)
 
 
 def is_first() -> bool:
@@ -53,6 +53,10 @@ def is_first() -> bool:
     return launched().rank == 0
 
 
+def _is_first_here() -> bool:
+    return launched().local_rank == 0
+
+
 # Whether this process may tell an error: the first in which one happens. Processes that have met
-# agree about it (training/distributed.py).
-tells_errors: list[Callable[[], bool]] = [is_first]
+# agree about it (training/distributed.py); until then, one of each machine may.
+tells_errors: list[Callable[[], bool]] = [_is_first_here]

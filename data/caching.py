@@ -79,32 +79,35 @@ def cache_latents(
     missing = sum(len(indices) for *_, indices, name in shards if not (folder / name).exists())
     _check_room(folder, _bytes(missing, latent_shape))
 
-    # One file at a time, so that an interrupted caching goes on with the first that is missing.
     # What is there is read, for disks and copies fail: what is damaged is made again.
-    made, digests = 0, None
+    digests = None
     with _made_again():
         stats, known, found = read_manifest(folder)
         right = known == names and len(stats.mean) == len(stats.std) == latent_shape[0]
         digests = found if right else None
-    shards = processes.mine(shards) if processes else shards
-    total = sum(len(indices) for *_, indices, _ in shards)
+    mine = processes.mine if processes else list
+    lacking = {
+        name for *_, name in tqdm(mine(shards), "checking latents", delay=1, leave=False)
+        if not _is_whole(folder / name, (digests or {}).get(name), latent_shape)
+    }  # fmt: skip
+    if processes:
+        lacking = set().union(*processes.everyones(lacking))
+
+    # One file at a time, so that an interrupted caching goes on with the first that is missing.
+    todo = mine([shard for shard in shards if shard[3] in lacking])
+    total = sum(len(indices) for *_, indices, _ in todo)
     with tqdm(total=total, desc="latents", unit="images", smoothing=0.05, delay=1) as bar:
-        for split, flip, indices, name in shards:
-            if _is_whole(folder / name, (digests or {}).get(name), latent_shape):
-                bar.update(len(indices))
-                continue
+        for split, flip, indices, name in todo:
             batches = [list(indices[i : i + BATCH]) for i in range(0, len(indices), BATCH)]
             with closing(load_batches(datasets[split], batches, workers)) as images:
                 moments = _encode(encode, images, flip, latent_shape, bar)
             _write_shard(moments, folder / name)
-            made += 1
 
     # With the manifest the cache is complete. It is of the sums of all shards.
     if processes:
-        made = processes.total(made)
         for dataset in datasets.values():
             dataset.tally.add_all(processes.everyones(dataset.tally.reasons))
-    if is_first() and (made or digests is None):
+    if is_first() and (lacking or digests is None):
         _write_manifest(folder, names, {**(about or {}), "mirror": mirror})
     if processes:
         processes.total(0)  # the others wait for it

@@ -4,6 +4,7 @@ Processes are forked where torch is loaded already; what concerns torchrun itsel
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from itertools import pairwise
@@ -31,6 +33,7 @@ from helpers import (
     write_images,
     write_mnist,
 )
+from tqdm import tqdm
 
 from common import launch
 from common.errors import PeerLostError, UserError
@@ -42,6 +45,8 @@ from models.draws import Draws, Purpose
 from training import distributed
 from training.checkpoint import load_state, save_model
 from training.records import read_metrics
+from training.resuming import find_state
+from training.run import Run
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -49,13 +54,14 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def as_rank(rank, size, port, function, arguments, to):
     """In a forked process: function(*arguments) as one of `size`, what it returns to the pipe."""
     torch.set_num_threads(1)  # the pool of a fork's parent is not there
+    tqdm.set_lock(threading.RLock())  # forks share the parent's, which would die with one of them
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     try:
-        distributed.start()
+        distributed.start("cpu")
         result = function(*arguments)
     except BaseException as error:
         traceback.print_exc()
@@ -72,9 +78,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def together(size, function, *arguments, seconds=100):
+def together(size, function, *arguments, seconds=100, port=None):
     """[function(*arguments) of each of `size` processes], errors among them."""
-    context, port = get_context("fork"), free_port()
+    context, port = get_context("fork"), port or free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     processes = [
         context.Process(target=as_rank, args=(rank, size, port, function, arguments, to))
@@ -326,8 +332,19 @@ def test_what_torchrun_says_is_read(monkeypatch):
     monkeypatch.delenv("RANK")
     with pytest.raises(UserError, match="but RANK is not set; start several processes with torch"):
         launched()
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launched() == Launch()
+    monkeypatch.setenv("WORLD_SIZE", "1")  # a single process may be started anew too
+    assert launched() == Launch(restarts=4, job="job") and launched().size == 1
+
+
+def test_a_restart_goes_on_where_there_is_a_state(folder, digits_root, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert find_state(None, "a", "mnist") is None  # it was killed before its first
+    trained(1, run_digits, *DIGITS, "--data-root", digits_root, name="a")
+    assert find_state(None, "a", "mnist")["step"] == 20
+    assert find_state("elsewhere/a.state", None, "mnist")["step"] == 20  # where that was begun from
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    with pytest.raises(UserError, match="--name a is taken"):
+        find_state(None, "a", "mnist")
 
 
 def test_cores_are_divided_among_the_processes_of_a_machine(monkeypatch):
@@ -360,6 +377,64 @@ def test_a_process_that_is_gone_is_missed_at_once():
     assert [type(result) for result in results] == [PeerLostError, EOFError, PeerLostError]
     assert "gloo" not in str(results[0])
     assert time.monotonic() - began < 20
+
+
+@needs_fork
+def test_processes_meet_again_after_one_was_lost(monkeypatch):
+    """torchrun's store outlives them all, and holds the addresses of the dead."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for _ in range(2):
+        assert PeerLostError in map(type, together(2, lose_a_peer, port=store.port))
+        assert together(3, lambda: distributed.total(1), port=store.port) == [3.0] * 3
+
+
+def differ():
+    distributed.check_alike(steps=10, machine="a")
+    distributed.check_alike(steps=launched().rank // 2)
+
+
+@needs_fork
+def test_processes_that_differ_do_not_begin():
+    for result in together(3, differ):
+        assert str(result) == "the processes differ in their steps: 0, 1; make them alike"
+
+
+def stopped_while_saving(flags):
+    save = Run._save_and_draw
+
+    def then_stopped(run, done, draw):
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(run, done, draw)
+
+    Run._save_and_draw = then_stopped
+    run_digits(*flags)
+
+
+@needs_fork
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_signal_while_the_first_process_saves_ends_all_after_the_next_step(
+    folder, digits_root, size
+):
+    flags = (*DIGITS, "--data-root", digits_root, "--name", "a")
+    ends = together(size, stopped_while_saving, flags)
+    assert [(type(end), end.code) for end in ends] == [(SystemExit, 143)] * size
+    assert trained_steps("checkpoints/mnist/a.state") == (3 if size == 1 else 4)
+
+
+@needs_fork
+def test_a_signal_while_they_agree_is_not_lost(folder, digits_root, monkeypatch):
+    agree, calls = distributed.most, itertools.count(1)
+
+    def disturbed(value):
+        if next(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agree(value)
+
+    monkeypatch.setattr(distributed, "most", disturbed)
+    (end,) = together(1, run_digits, *DIGITS, "--data-root", digits_root, "--name", "a")
+    assert isinstance(end, SystemExit) and end.code == 143
 
 
 def torchrun(script, *flags, processes=2, cwd, options=()):
@@ -437,7 +512,7 @@ def test_sigterm_at_any_process_ends_all_with_one_state(folder, digits_root, ran
     wait_for(state.exists)
     os.kill(next(p for p in children(process.pid) if rank_of(p) == rank), signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0 and "Traceback" not in output.split("torch")[0]
+    assert process.returncode != 0 and "mnist_diffusion.py: rank" not in output
     assert f"stopped after step {trained_steps(state)};" in output
     assert output.count("stopped after step") == 1
 
@@ -453,7 +528,7 @@ def test_an_error_of_one_ends_all_with_one_line_that_names_it(folder):
         "from common.launch import launched\n"
         "from training import distributed\n"
         "def main(args):\n"
-        "    distributed.start()\n"
+        "    distributed.start('cpu')\n"
         "    for step in range(10**9):\n"
         "        if step == 50 and launched().rank == 1:\n"
         "            raise UserError('no such picture')\n"

@@ -126,6 +126,12 @@ def test_an_infinite_gradient_moves_no_weight_in_fp16():
         assert not any(map(torch.equal, before, model.parameters()))
 
 
+def test_a_process_without_an_image_takes_part_in_fp16():
+    model = nn.Linear(2, 2)
+    optimizer = Optimizer(model, "muon", 0.1, cpu("fp16"))
+    assert optimizer.step(1.0).item() == 0 and optimizer.skipped == 0
+
+
 def spoiled(state, **other):
     """A state of an Optimizer whose first AdamW moments are others; None: left out."""
     moments = {**state["adamw"]["state"][0], **other}

@@ -231,7 +231,6 @@ def train(
             done = step + 1
             if run.report_due(done):
                 means = progress.means()
-                tally.add_all(distributed.everyones(tally.reasons))
                 if run.is_first:
                     others = {"gan_weight": learner.gan_weight * phase.ramp}
                     others |= {"learning_rate": learner.optimizer.lr * rate}
@@ -242,6 +241,8 @@ def train(
                         run.valid_loss = -others["psnr_ema"]
                     progress.report(means, epoch=run.epoch(done), **others)
             run.end_step(done, draw)
+            if run.report_due(done):
+                tally.add_all(distributed.everyones(tally.reasons))
 
 
 def announce(run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset]) -> None:

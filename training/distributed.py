@@ -4,13 +4,13 @@ Each has its share of a batch's places. Whatever they have to agree on goes thro
 them must make the same calls in the same order. Raises PeerLostError where another one has ended.
 """
 
-import atexit
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
+from uuid import uuid4
 
 import torch
 from torch import distributed as dist
@@ -25,19 +25,20 @@ PATIENCE = timedelta(hours=2)  # the longest wait for another process, which may
 LAST_WORDS = 1.0  # seconds in which one that fails says why, before others say that it is gone
 
 
-def start() -> None:
-    """Meet the other processes, where there are any. Called first of all that is done here."""
+def start(device: str) -> None:
+    """Meet the other processes, where there are any. Called first of all that is done here.
+    device: --device."""
     here = launched()
     if here.size == 1 or dist.is_initialized():
         return
-    on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    if on_gpus and here.local_size > torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise UserError(f"{here.local_size} processes, but {count} GPUs; one each is needed")
+    on_gpus = device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available()
+    if on_gpus and here.local_rank >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise UserError(f"{here.local_size} processes, but {there} GPUs; one each is needed")
     if on_gpus:
         torch.cuda.set_device(here.local_rank)
     with _reaching():
-        store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store = _fresh(next(dist.rendezvous("env://", timeout=PATIENCE))[0])
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
             store=store, rank=here.rank, world_size=here.size, timeout=PATIENCE,
@@ -45,11 +46,47 @@ def start() -> None:
 
     def tells_errors() -> bool:
         with suppress(Exception):  # the store may have gone with the others
-            return store.add(f"errors{here.restarts}", 1) == 1
+            return store.add("errors", 1) == 1
         return here.rank == 0
 
     launch.tells_errors.append(tells_errors)
-    atexit.register(_leave)
+
+
+def _fresh(store: dist.Store) -> dist.Store:
+    """A part of the store in which nothing is yet. torchrun keeps one store for all restarts, in
+    which addresses of the dead are found, and each machine counts restarts for itself. So each
+    process says a word that is new, and rank 0 answers it with a name that is."""
+    here, word = launched(), uuid4().hex
+    end = time.monotonic() + PATIENCE.total_seconds()
+    if here.rank:
+        store.set(f"word{here.rank}", word)
+        said, name = "", ""
+        while said != word and time.monotonic() < end:
+            said, _, name = _read(store, f"answer{here.rank}").partition(" ")
+            time.sleep(0.01)
+        store.set(f"{name}{here.rank}", "heard")
+        return dist.PrefixStore(name, store)
+    waiting, answered = set(range(1, here.size)), dict[int, str]()
+    while waiting and time.monotonic() < end:
+        for rank in list(waiting):
+            said = _read(store, f"word{rank}")
+            if said and answered.get(rank) != said:
+                store.set(f"answer{rank}", f"{said} {word}")
+                answered[rank] = said
+            if _read(store, f"{word}{rank}"):
+                waiting.remove(rank)
+        time.sleep(0.01)
+    return dist.PrefixStore(word, store)
+
+
+def _read(store: dist.Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def leave() -> None:
+    """Take leave of the others, when all is done. Where one has failed this would wait for it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def count() -> int:
@@ -83,6 +120,16 @@ def check_batch(batch: int, parts: int) -> None:
         )
 
 
+def check_alike(**about: object) -> None:
+    """Raise UserError where the processes differ in any of these: they would wait for ever, or
+    learn different things."""
+    for name, value in about.items():
+        found = everyones(value)
+        if any(other != value for other in found):
+            values = ", ".join(dict.fromkeys(map(str, found)))
+            raise UserError(f"the processes differ in their {name}: {values}; make them alike")
+
+
 def average(tensors: Sequence[torch.Tensor]) -> None:
     """Put in each of these the mean of all processes' ones. All on one device, float32."""
     size = launched().size
@@ -91,6 +138,8 @@ def average(tensors: Sequence[torch.Tensor]) -> None:
     # In the order of memory, which all processes share: sooner copied than in that of indices.
     views = [(t.permute(0, 2, 3, 1) if _channels_last(t) else t).view(-1) for t in tensors]
     flat = torch.cat(views)
+    if flat.is_cuda:
+        total(0)  # a process that is gone is missed here: a GPU would wait for it
     with _reaching():
         dist.all_reduce(flat)
     flat /= size
@@ -149,8 +198,3 @@ def _reaching() -> Iterator[None]:
             time.sleep(0.1)
         why = short(re.sub(r"^\[\S+\] ", "", first_line(error)), 100)  # without a place in gloo
         raise PeerLostError(f"another process has ended or cannot be reached ({why})") from error
-
-
-def _leave() -> None:
-    with suppress(Exception):
-        dist.destroy_process_group()

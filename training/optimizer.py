@@ -111,6 +111,7 @@ class Optimizer:
         for parameter in self.parameters:  # this process may have had no image
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        self.scaler.scale(self.loss)  # which begins it, where nothing was scaled before
         distributed.average([self.loss, *(p.grad for p in self.parameters if p.grad is not None)])
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)

@@ -20,17 +20,21 @@ def find_state(resume: str | None, name: str | None, task: str) -> dict | None:
     when a new one would overwrite an old one's files.
     """
     folder = Path("checkpoints", task)
-    path = distributed.firsts(_find(folder, resume, name) if is_first() else None)
+    # Each machine counts restarts for itself.
+    restarted = distributed.most(launched().restarts) > 0
+    path = distributed.firsts(_find(folder, resume, name, restarted) if is_first() else None)
     if path is None:
         return None
     read_at = path.stat().st_mtime_ns
     return {**load_checked(path, folder), "read": (path, read_at)}
 
 
-def _find(folder: Path, resume: str | None, name: str | None) -> Path | None:
-    """The .state file to go on with, of a run in folder; None for a new run."""
-    if resume is None and launched().restarts and (folder / f"{name}.state").is_file():
-        resume = name
+def _find(folder: Path, resume: str | None, name: str | None, restarted: bool) -> Path | None:
+    """The .state file to go on with, of a run in folder; None for a new run. restarted: whether
+    torchrun has begun anew, so that the run may have states of its own by now."""
+    begun = name if resume is None else Path(resume.removesuffix(".state")).name
+    if restarted and (folder / f"{begun}.state").is_file():
+        resume = begun
     if resume is None:
         check_free(folder, str(name))
         return None

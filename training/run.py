@@ -143,6 +143,12 @@ class Run:
                 raise UserError(f"{what}; start a new run") from None
             self._state = None  # its tensors are no longer needed
             self._keep_before_fall(self.start)
+        weights = {name: float(next(part.parameters()).detach().double().sum())
+                   for name, part in parts.items() if isinstance(part, nn.Module)}  # fmt: skip
+        distributed.check_alike(
+            steps=(self.start, self.steps), precision=self.runtime.precision,
+            device=self.runtime.device.type, weights=weights,
+        )  # fmt: skip
 
     def announce(self, **about: str) -> None:
         """Say what is going to happen, a line each."""
@@ -258,10 +264,11 @@ class Run:
         self.done = done
         late = self.saving.deadline is not None and time.monotonic() > self.saving.deadline
         stop = self._stop or (late and done < self.steps and OUT_OF_TIME)
-        self._stop = int(distributed.most(stop))
+        agreed = int(distributed.most(stop))  # of a signal from now on, the next step hears
+        self._stop = agreed or self._stop
         if self.is_first:
             self._save_and_draw(done, draw)
-        if self._stop:
+        if agreed or (self._stop and distributed.count() == 1):
             self._end(done)
 
     def _save_and_draw(self, done: int, draw: Callable[[], None]) -> None:
@@ -306,6 +313,7 @@ class Run:
             self.save_state(done)
             if not self.save_due(done):
                 self.series.save_stopped(done, self.epoch(done))
+        distributed.total(0)  # until the first has saved: torchrun ends all when one has ended
         tqdm.write(f"stopped after step {done}; --resume goes on from there")
         if self._stop == signal.SIGINT:
             raise KeyboardInterrupt

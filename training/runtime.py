@@ -55,7 +55,8 @@ class Runtime:
         self._told, self._most_threads = False, torch.get_num_threads()
         if self.device.type == "cpu":
             _keep_freed_memory()
-            if launched().size == 1 and "OMP_NUM_THREADS" not in os.environ:
+            # Processes that decode images would count as others.
+            if launched().size == 1 and not workers and "OMP_NUM_THREADS" not in os.environ:
                 self._load = Load()
 
     @property
@@ -72,7 +73,7 @@ class Runtime:
     def autocast(self) -> AbstractContextManager:
         """Around forward passes; weights, gradients and losses stay fp32. On a CPU, this is also
         when the number of threads follows the load."""
-        if self._load and (others := self._load.others()) is not None:
+        if self._load and not self.compile and (others := self._load.others()) is not None:
             self._follow(others)
         if self.precision == "fp32":
             return nullcontext()
@@ -82,12 +83,12 @@ class Runtime:
         """Set the number of threads, where other programs use so many cores. A thread that has none
         keeps all others waiting: two trainings of two threads slow one another ten times and more.
         """
-        threads, free = torch.get_num_threads(), self._most_threads - others
+        threads, free = torch.get_num_threads(), cores() - others
         wanted = threads
         if threads > free + 0.5:
             wanted = max(1, int(free + 0.5))
         elif int(free + 0.15) > threads:
-            wanted = int(free + 0.15)
+            wanted = min(self._most_threads, int(free + 0.15))
         if wanted != threads:
             torch.set_num_threads(wanted)
         if wanted < threads and not self._told:
