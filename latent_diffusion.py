@@ -107,8 +107,7 @@ def train(args: Arguments) -> None:
     )  # fmt: skip
 
     # Train; a checkpoint says what its user has to know.
-    facts = {key: settings[key] for key in ("data", "data_root", "size")}
-    facts |= {
+    facts = {key: settings[key] for key in ("data", "data_root", "size")} | {
         "space": "latents", "shape": list(data.valid.shape[1:]),
         "scheduler": asdict(scheduler.config),
         "latent_stats": asdict(latents["train"].stats),

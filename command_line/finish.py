@@ -35,7 +35,7 @@ def _new_name(parser: Parser) -> str:
     """Of a run for which nobody chose one. What torchrun may start anew has the name of its job, so
     that it finds its state."""
     here = launched()
-    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+    if here.restartable:
         if not here.job:
             parser.error("--max-restarts needs --name, or --rdzv_id: a restart has to find the run")
         return f"run-{here.job[:40]}"

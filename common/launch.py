@@ -13,8 +13,8 @@ RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 @dataclass(frozen=True)
 class Launch:
     """rank: number of this process among all `size` of them; local_rank, local_size: the same among
-    those of this machine. restarts: how often torchrun has begun anew. job: its --rdzv_id, or
-    nothing."""
+    those of this machine. restarts, restartable: how often torchrun has begun anew, and whether it
+    may. job: its --rdzv_id, or nothing."""
 
     rank: int = 0
     size: int = 1
@@ -22,6 +22,7 @@ class Launch:
     local_size: int = 1
     restarts: int = 0
     job: str = ""
+    restartable: bool = False
 
     def __str__(self) -> str:
         """What a process puts before its words: nothing where there is one."""
@@ -45,7 +46,8 @@ def launched() -> Launch:
         names = ", ".join((*NEEDED[:3], RESTARTS))
         raise UserError(f"WORLD_SIZE, {names} must be numbers, as torchrun has them")
     rank, local_rank, local_size = map(int, numbers)
-    return Launch(rank, max(1, int(size)), local_rank, local_size, int(restarts), job)
+    may = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    return Launch(rank, max(1, int(size)), local_rank, local_size, int(restarts), job, may)
 
 
 def is_first() -> bool:

@@ -75,7 +75,6 @@ def cache_latents(
     shards = list(_shards(datasets, mirror))
     names = {s: [name for split, *_, name in shards if split == s] for s in ("train", "valid")}
 
-    # Finished shards need no more room.
     missing = sum(len(indices) for *_, indices, name in shards if not (folder / name).exists())
     _check_room(folder, _bytes(missing, latent_shape))
 
@@ -83,15 +82,14 @@ def cache_latents(
     digests = None
     with _made_again():
         stats, known, found = read_manifest(folder)
-        right = known == names and len(stats.mean) == len(stats.std) == latent_shape[0]
-        digests = found if right else None
+        if known == names and len(stats.mean) == len(stats.std) == latent_shape[0]:
+            digests = found
     mine = processes.mine if processes else list
     lacking = {
         name for *_, name in tqdm(mine(shards), "checking latents", delay=1, leave=False)
         if not _is_whole(folder / name, (digests or {}).get(name), latent_shape)
     }  # fmt: skip
-    if processes:
-        lacking = set().union(*processes.everyones(lacking))
+    lacking = set().union(*processes.everyones(lacking)) if processes else lacking
 
     # One file at a time, so that an interrupted caching goes on with the first that is missing.
     todo = mine([shard for shard in shards if shard[3] in lacking])
@@ -114,7 +112,7 @@ def cache_latents(
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    """Raise UserError where the disk has fewer bytes free: before hours of encoding."""
+    """Raise UserError where the disk has fewer bytes free, which shards that are there need not."""
     free = shutil.disk_usage(folder)[2]
     if needed > free:
         raise UserError(

@@ -132,6 +132,7 @@ def test_threads_follow_the_load_and_come_back(monkeypatch, capsys):
         torch, "set_num_threads", lambda n: set_to.append(n) or threads.insert(0, n)
     )
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("training.runtime.cores", lambda: 4)
     monkeypatch.setattr("training.runtime.Load.others", lambda self: next(loads))
     runtime = Runtime("cpu", "fp32")
     loads = iter([None, 0.2, 0.6, 0.6, 0.3, 0.1, 1.2, 2.7, 9.0, 3.4, 0.0, 0.0])

@@ -126,7 +126,7 @@ def check_alike(**about: object) -> None:
     for name, value in about.items():
         found = everyones(value)
         if any(other != value for other in found):
-            values = ", ".join(dict.fromkeys(map(str, found)))
+            values = ", ".join(dict.fromkeys(short(other) for other in found))
             raise UserError(f"the processes differ in their {name}: {values}; make them alike")
 
 

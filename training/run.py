@@ -143,12 +143,9 @@ class Run:
                 raise UserError(f"{what}; start a new run") from None
             self._state = None  # its tensors are no longer needed
             self._keep_before_fall(self.start)
-        weights = {name: float(next(part.parameters()).detach().double().sum())
-                   for name, part in parts.items() if isinstance(part, nn.Module)}  # fmt: skip
-        distributed.check_alike(
-            steps=(self.start, self.steps), precision=self.runtime.precision,
-            device=self.runtime.device.type, weights=weights,
-        )  # fmt: skip
+        weights = [p.sum().item() for net in networks.values() for p in net.parameters()]
+        where = self.runtime.device.type, self.runtime.precision
+        distributed.check_alike(steps=(self.start, self.steps), machine=where, weights=weights)
 
     def announce(self, **about: str) -> None:
         """Say what is going to happen, a line each."""
