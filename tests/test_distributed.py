@@ -382,14 +382,27 @@ def test_a_process_that_is_gone_is_missed_at_once():
     assert time.monotonic() - began < 20
 
 
+def keep_a_store(to):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    to.send(store.port)
+    time.sleep(100)
+
+
 @needs_fork
 def test_processes_meet_again_after_one_was_lost(monkeypatch):
     """torchrun's store outlives them all, and holds the addresses of the dead."""
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    of, to = get_context("fork").Pipe(duplex=False)
+    agent = get_context("fork").Process(target=keep_a_store, args=(to,))
+    agent.start()
+    port = of.recv()
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    for _ in range(2):
-        assert PeerLostError in map(type, together(2, lose_a_peer, port=store.port))
-        assert together(3, lambda: distributed.total(1), port=store.port) == [3.0] * 3
+    try:
+        for _ in range(2):
+            assert PeerLostError in map(type, together(2, lose_a_peer, port=port))
+            assert together(3, lambda: distributed.total(1), port=port) == [3.0] * 3
+    finally:
+        agent.kill()
+        agent.join()
 
 
 def differ():
