@@ -61,25 +61,27 @@ def _fresh(store: dist.Store) -> dist.Store:
     if here.rank:
         store.set(f"word{here.rank}", word)
         said, name = "", ""
-        while said != word and time.monotonic() < end:
-            said, _, name = _read(store, f"answer{here.rank}").partition(" ")
+        while said != word:
+            said, _, name = _read(store, f"answer{here.rank}", end).partition(" ")
             time.sleep(0.01)
         store.set(f"{name}{here.rank}", "heard")
         return dist.PrefixStore(name, store)
     waiting, answered = set(range(1, here.size)), dict[int, str]()
-    while waiting and time.monotonic() < end:
+    while waiting:
         for rank in list(waiting):
-            said = _read(store, f"word{rank}")
+            said = _read(store, f"word{rank}", end)
             if said and answered.get(rank) != said:
                 store.set(f"answer{rank}", f"{said} {word}")
                 answered[rank] = said
-            if _read(store, f"{word}{rank}"):
+            if _read(store, f"{word}{rank}", end):
                 waiting.remove(rank)
         time.sleep(0.01)
     return dist.PrefixStore(word, store)
 
 
-def _read(store: dist.Store, key: str) -> str:
+def _read(store: dist.Store, key: str, end: float) -> str:
+    if time.monotonic() > end:
+        raise RuntimeError("it did not come")
     return store.get(key).decode() if store.check([key]) else ""
 
 
@@ -193,8 +195,6 @@ def _reaching() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        began = time.monotonic()
-        while time.monotonic() - began < LAST_WORDS:
-            time.sleep(0.1)
+        time.sleep(LAST_WORDS)
         why = short(re.sub(r"^\[\S+\] ", "", first_line(error)), 100)  # without a place in gloo
         raise PeerLostError(f"another process has ended or cannot be reached ({why})") from error
