@@ -36,8 +36,10 @@ from models.draws import Draws, Purpose
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.sizes import DENOISER_STRIDE, check_divides
 from training import denoiser, distributed
-from training.checkpoint import check_channels, check_fields, find_by_fingerprint, fingerprint
+from training.beginning import denoiser_flags, facts_in, network_in, with_dropout
+from training.checkpoint import check_channels, check_fields
 from training.codec import LatentCodec, encode
+from training.first_stage import encoder_id, find_autoencoder, goes_with, refusal
 from training.imported import check_images_said, load_autoencoder
 from training.logs import check_log
 from training.progress import file_size, told
@@ -64,15 +66,29 @@ def train(args: Arguments) -> None:
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision, args.workers)
 
+    # What there is to go on with: the network and facts of a resumed run, or of --init.
+    model, known = (network_in(state), facts_in(state, ("latent_stats",))) if state else (None, {})
+    if args.init and not state:
+        model, scheduler, known = load_denoiser(args.init, "latents")
+        found = args.encoder or str(encoder_of(args.init, known["autoencoder_id"]))
+        others = {"encoder": found, "dropout": model.config.dropout}
+        args = args.begun_from(args.init, denoiser_flags(model, scheduler), others)
+        model = with_dropout(model, args.dropout)
+
     # Data: what the autoencoder was trained on, unless told otherwise; as whitened latents.
     autoencoder, trained_on = load_autoencoder(args.encoder, ("data", "size"))
     if not state:
-        check_images_said(args.encoder, trained_on, args.given)
-    autoencoder_id = fingerprint(autoencoder)
+        check_images_said(args.encoder, {**trained_on, **known}, args.given)
+    autoencoder_id, channels = encoder_id(autoencoder), autoencoder.config.latent_channels
+    if model and model.config.in_channels != channels:
+        wrong = f"{args.encoder} makes latents of {channels} channels, but {args.init} takes"
+        raise UserError(f"{wrong} {model.config.in_channels}; pass the matching --encoder")
     if state and state["ids"].get("autoencoder") != autoencoder_id:
         run_name, wanted = state["settings"]["name"], str(state["ids"].get("autoencoder"))
-        raise UserError(refusal(f"the run {run_name}", wanted, args.encoder, autoencoder_id))
-    settings = {**args.settings(), **data_settings(args, trained_on, state is not None)}
+        raise UserError(refusal(f"the run {run_name}", wanted, args.encoder, autoencoder))
+    settings = args.settings()
+    if not state:
+        settings |= data_settings(args, {**trained_on, **known})
     autoencoder = runtime.place(autoencoder)
     height, width = settings["size"]
     check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
@@ -81,7 +97,10 @@ def train(args: Arguments) -> None:
     ids = {"autoencoder": autoencoder_id}
     ids["data"] = cache_id(autoencoder_id, images, args.mirror)
     check_same_data(state, ids["data"])
-    latents = cached_latents(settings, ids, images, runtime, autoencoder)
+    stats = None  # as measured; a network that goes on has those of the latents that it knows
+    if known and (state or goes_with(autoencoder, known["autoencoder_id"])):
+        stats = LatentStats(**known["latent_stats"])
+    latents = cached_latents(settings, ids, images, runtime, autoencoder, stats)
     data = denoiser_data(latents, runtime, autoencoder)
 
     # The run: how long it is, and what its state keeps.
@@ -94,10 +113,9 @@ def train(args: Arguments) -> None:
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
-    model = denoiser.network(
-        autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout,
-        args.attention,
-    )  # fmt: skip
+    model = model or denoiser.network(
+        channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention
+    )
     scheduler = DDPMScheduler(
         SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=False)
     )
@@ -113,14 +131,13 @@ def train(args: Arguments) -> None:
         "latent_stats": asdict(latents["train"].stats),
         "autoencoder_id": autoencoder_id,
         "cache": ids["data"],
+        **({"init": args.init} if args.init else {}),
     }  # fmt: skip
     denoiser.train(run, learner, data, facts)
 
 
-def data_settings(args: Arguments, trained_on: dict[str, Any], resumed: bool) -> dict[str, Any]:
-    """Which images: as typed or as the run to resume has it, else the autoencoder's."""
-    if resumed:
-        return {"data": args.data, "data_root": args.data_root, "size": args.size}
+def data_settings(args: Arguments, trained_on: dict[str, Any]) -> dict[str, Any]:
+    """Which images: as typed, else the autoencoder's or those of the denoiser to go on with."""
     return {
         "data": args.data or trained_on["data"],
         "data_root": args.data_root_of(trained_on),
@@ -136,9 +153,10 @@ def training_images(settings: dict[str, Any], grey: bool) -> dict[str, ImageData
 
 def cached_latents(
     settings: dict[str, Any], ids: dict[str, str], images: dict[str, ImageDataset],
-    runtime: Runtime, autoencoder: AutoencoderKL,
+    runtime: Runtime, autoencoder: AutoencoderKL, stats: LatentStats | None,
 ) -> dict[str, LatentDataset]:  # fmt: skip
-    """{"train": .., "valid": ..} of the images, encoded now if they were not before."""
+    """{"train": .., "valid": ..} of the images, encoded now if they were not before, and whitened
+    by stats, or by their own."""
     # What will be written, if it is not there.
     folder, mirror = cache_folder(ids["data"]), settings["mirror"]
     size = settings["size"]
@@ -155,7 +173,7 @@ def cached_latents(
         lambda x: encode(autoencoder, runtime, x).moments(),
         images, shape, folder, mirror, runtime.workers, about, distributed,
     )  # fmt: skip
-    return {split: LatentDataset(folder, split, checked=True) for split in images}
+    return {split: LatentDataset(folder, split, stats, checked=True) for split in images}
 
 
 def denoiser_data(
@@ -227,15 +245,10 @@ def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any], dict[str
     # The denoiser, and the autoencoder that belongs to it.
     model, scheduler, facts = load_denoiser(path, "latents")
     wanted = facts["autoencoder_id"]
-    encoder = args.encoder or find_by_fingerprint("checkpoints/autoencoder", wanted)
-    if encoder is None:
-        raise UserError(
-            f"{path} was trained with autoencoder {wanted[:8]}, which is not in "
-            "checkpoints/autoencoder; pass it as --encoder, a checkpoint or a folder of diffusers"
-        )
+    encoder = args.encoder or encoder_of(path, wanted)
     autoencoder, trained_on = load_autoencoder(encoder, ("data",))
-    if fingerprint(autoencoder) != wanted:
-        raise UserError(refusal(path, wanted, encoder, fingerprint(autoencoder)))
+    if not goes_with(autoencoder, wanted):
+        raise UserError(refusal(path, wanted, encoder, autoencoder))
     made = autoencoder.latent_shape(facts["size"])
     if made != tuple(facts["shape"]) or autoencoder.config.image_channels not in (1, 3):
         raise UserError(f"{path} makes latents of {facts['shape']}, but {encoder} has {list(made)}")
@@ -252,6 +265,17 @@ def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any], dict[str
     return pipeline, facts, trained_on
 
 
+def encoder_of(path: str, wanted: str) -> Path:
+    """The autoencoder of this id, for the denoiser of this path; UserError where there is none."""
+    found = find_autoencoder("checkpoints/autoencoder", wanted)
+    if found is None:
+        raise UserError(
+            f"{path} was trained with autoencoder {wanted[:8]}, which is not in "
+            "checkpoints/autoencoder; pass it as --encoder, a checkpoint or a folder of diffusers"
+        )
+    return found
+
+
 def cached_means(path: str, facts: dict[str, Any]) -> TrainingSet:
     """The TrainingSet of a denoiser, from its cache; UserError where that is gone."""
     folder = cache_folder(str(facts.get("cache")))
@@ -260,21 +284,13 @@ def cached_means(path: str, facts: dict[str, Any]) -> TrainingSet:
             f"--neighbours needs the latents that {path} was trained on, which are not in "
             f"{folder}; training a denoiser on the same autoencoder and data makes them again"
         )
-    latents = LatentDataset(folder, "train")
+    latents = LatentDataset(folder, "train", LatentStats(**facts["latent_stats"]))
     return TrainingSet(latents.means, len(latents))
 
 
 def cache_folder(cache: str) -> Path:
     """Where the latents of that id are, or were."""
     return Path("encoded_img") / cache
-
-
-def refusal(denoiser: str, wanted: str, encoder: str | Path, got: str) -> str:
-    """The sentence for a denoiser and an autoencoder that do not belong together."""
-    return (
-        f"{denoiser} was trained with autoencoder {wanted[:8]}, but {encoder} is {got[:8]}; "
-        "pass the matching --encoder"
-    )
 
 
 if __name__ == "__main__":

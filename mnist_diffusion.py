@@ -31,7 +31,9 @@ from generation.output import fill_folder, make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
 from generation.seeing import TrainingSet
 from models.scheduler import DDPMScheduler, SchedulerConfig
+from models.unet import UNet
 from training import denoiser, distributed
+from training.beginning import denoiser_flags, network_in, with_dropout
 from training.checkpoint import fingerprint
 from training.codec import PixelCodec
 from training.logs import check_log
@@ -58,6 +60,14 @@ def train(args: Arguments) -> None:
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision)
 
+    # What there is to go on with: the network of a resumed run, or of --init.
+    model = network_in(state) if state else None
+    if args.init and not state:
+        model, scheduler, _ = load_digits(args.init)
+        others = {"dropout": model.config.dropout}
+        args = args.begun_from(args.init, denoiser_flags(model, scheduler), others)
+        model = with_dropout(model, args.dropout)
+
     # Data: all digits fit on any device as uint8.
     images = mnist_images(args.data_root, "train")
     data_id = f"mnist {zlib.crc32(images.numpy().tobytes()):08x}"
@@ -82,7 +92,7 @@ def train(args: Arguments) -> None:
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
-    model = denoiser.network(
+    model = model or denoiser.network(
         1, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention
     )
     scheduler = DDPMScheduler(
@@ -95,7 +105,7 @@ def train(args: Arguments) -> None:
 
     # Train; a checkpoint says what its user has to know.
     facts = {"space": "pixels", "shape": SHAPE, "data": "mnist", "data_root": args.data_root}
-    facts["scheduler"] = asdict(scheduler.config)
+    facts |= {"scheduler": asdict(scheduler.config)} | ({"init": args.init} if args.init else {})
     denoiser.train(run, learner, data, facts)
 
 
@@ -137,9 +147,7 @@ def evaluate(args: Arguments) -> None:
 
 def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any]]:
     """(Pipeline of a denoiser's checkpoint, the checkpoint's facts)."""
-    model, scheduler, facts = load_denoiser(path, "pixels")
-    if facts["shape"] != SHAPE:
-        raise UserError(f"{path} makes pictures of {facts['shape']}, but digits are {SHAPE}")
+    model, scheduler, facts = load_digits(path)
     runtime = Runtime(args.device, args.precision)
     settings = {"eta": args.eta, "sigma_scale": args.sigma_scale}
     pipeline = Pipeline(
@@ -147,6 +155,14 @@ def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any]]:
         Sampling(args.sampler, args.sampling_steps, settings), args.batch,
     )  # fmt: skip
     return pipeline, facts
+
+
+def load_digits(path: str) -> tuple[UNet, DDPMScheduler, dict[str, Any]]:
+    """load_denoiser's, of digits; UserError for pictures of another shape."""
+    model, scheduler, facts = load_denoiser(path, "pixels")
+    if facts["shape"] != SHAPE:
+        raise UserError(f"{path} makes pictures of {facts['shape']}, but digits are {SHAPE}")
+    return model, scheduler, facts
 
 
 def digits(root: str) -> TrainingSet:

@@ -28,8 +28,9 @@ from generation.output import save_record
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.blocks import norm_groups
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
-from models.sizes import IMAGE_MULTIPLE, check_divides
+from models.sizes import DENOISER_STRIDE, IMAGE_MULTIPLE, check_divides
 from training import autoencoder, distributed
+from training.beginning import autoencoder_flags, discriminator_beside, network_in
 from training.checkpoint import check_channels
 from training.imported import check_images_said, load_autoencoder
 from training.logs import check_log
@@ -53,10 +54,17 @@ def train(args: Arguments) -> None:
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision, args.workers)
 
+    # What there is to go on with: the network of a resumed run, or of --init.
+    begun = network_in(state) if state else None
+    if args.init and not state:
+        begun, known = load_autoencoder(args.init)
+        known = {key: known[key] for key in ("data", "data_root", "size") if key in known}
+        args = args.begun_from(args.init, autoencoder_flags(begun), known)
+
     # Data: of sizes that the denoiser to come can take too.
-    size = args.size or default_size(args.data, runtime.on_gpu)
+    size = tuple(args.size or default_size(args.data, runtime.on_gpu))
     height, width = size
-    check_divides(height, width, IMAGE_MULTIPLE)
+    check_divides(height, width, DENOISER_STRIDE * begun.stride if begun else IMAGE_MULTIPLE)
     images = open_images(args.data, args.data_root, size, args.grey)
     data_id = images["train"].stamp()
     check_same_data(state, data_id)
@@ -72,11 +80,12 @@ def train(args: Arguments) -> None:
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Networks: latents at a quarter of the size; no discriminator with --gan-weight 0.
-    channels = images["train"].channels
-    model = autoencoder_network(
-        channels, args.latent_channels, args.channels, args.blocks, args.attention
+    model = begun or autoencoder_network(
+        images["train"].channels, args.latent_channels, args.channels, args.blocks, args.attention
     )
-    disc = discriminator_network(channels, args.channels, size) if args.gan_weight else None
+    model.encoder.requires_grad_(not args.freeze_encoder)
+    model.quant_conv.requires_grad_(not args.freeze_encoder)
+    disc = discriminator(args, state, model, size) if args.gan_weight else None
     learner = autoencoder.AutoencoderLearner(
         model, disc, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
         kl_weight=args.kl_weight, gan_weight=args.gan_weight, accumulate=args.accumulate,
@@ -84,7 +93,11 @@ def train(args: Arguments) -> None:
 
     # Train; a checkpoint says what its user has to know.
     facts = {"data": args.data, "data_root": args.data_root, "size": size}
-    autoencoder.train(run, learner, images, facts, flip=not args.no_flip)
+    facts |= {"init": args.init} if args.init else {}
+    autoencoder.train(
+        run, learner, images, facts, not args.no_flip,
+        disc_start=0.0 if args.init else autoencoder.DISC_START,
+    )  # fmt: skip
 
 
 def autoencoder_network(
@@ -95,6 +108,17 @@ def autoencoder_network(
     return AutoencoderKL(
         AutoencoderConfig(image_channels, latent_channels, widths, blocks, groups, attention)
     )
+
+
+def discriminator(
+    args: Arguments, state: dict | None, model: AutoencoderKL, size: tuple[int, int]
+) -> PatchDiscriminator:
+    """A resumed run's; that beside the checkpoint of --init; or an untrained one."""
+    if state:
+        return network_in(state, "disc")
+    beside = discriminator_beside(args.init) if args.init else None
+    channels = model.config.image_channels
+    return beside or discriminator_network(channels, args.channels, size)
 
 
 def discriminator_network(

@@ -105,6 +105,19 @@ class Arguments:
             if TRAIN in flag.modes and flag.resuming is not Resuming.FORGOTTEN
         }
 
+    def begun_from(
+        self, checkpoint: str, fixed: Mapping[str, Any], others: Mapping[str, Any]
+    ) -> "Arguments":
+        """These arguments for a run that begins with a checkpoint. fixed: {name: value} of what its
+        network is; UserError where another value was typed. others: taken where none was typed."""
+        for name in sorted(self.given & fixed.keys()):
+            if getattr(self, name) != fixed[name]:
+                has = fixed[name] if fixed[name] is not None else "none"
+                raise UserError(f"{self.flags[name]}: {checkpoint} has {has}; leave it out")
+        values = {k: v for k, v in self.__dict__.items() if k not in ("given", "flags")}
+        values |= {**fixed, **{k: v for k, v in others.items() if k not in self.given}}
+        return Arguments(values, self.given, self.flags)
+
     def resumed(self, saved: dict) -> "Arguments":
         """These arguments with the saved settings of a run; what was typed may prolong or move it.
 

@@ -95,7 +95,12 @@ def training_flags(parser: Parser, default: TrainingDefaults, seeded: frozenset[
     text = "seed of all random numbers" + "; picture i of --show has seed N + i" * shows
     group.add("--seed", text, integer(0, 2**31 - 1), "N", 0, modes=seeded)
 
-    # Under which name, and from where on.
+    # From where on, and under which name.
+    text = (
+        "begin with the weights of this checkpoint, instead of random ones; its network comes with "
+        "them"
+    )
+    group.add("--init", text, metavar="CKPT|DIR")
     text = "checkpoints are NAME_epoch0001.safetensors and so on"
     group.add("--name", text, run_name, "NAME", otherwise="date, time and process")
     text = (

@@ -50,6 +50,7 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
             "python3 train_encoder.py",
             "python3 train_encoder.py --data path/to/pictures --size 128x96 --epochs 50",
             "python3 train_encoder.py --data synthetic --gan-weight 0 --steps 2000",
+            "python3 train_encoder.py --init checkpoints/autoencoder/AAA.safetensors --data PATH",
             "python3 train_encoder.py --resume",
             "python3 train_encoder.py --evaluate checkpoints/autoencoder/AAA.safetensors",
         ],
@@ -75,6 +76,11 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
     network.add("--latent-channels", "channels of the latent image", integer(1, 64), "N", 3)
     text = "self-attention in the middle of encoder and decoder"
     network.add("--attention", text, action="store_true")
+    text = (
+        "with --init: train the decoder alone, so that latents, and the denoisers of them, stay as "
+        "they are"
+    )
+    network.add("--freeze-encoder", text, action="store_true")
     text = "weight of the KL term, in nats per latent value"
     network.add("--kl-weight", text, number(0, 1e3), "W", 1e-4)
     text = (
@@ -83,7 +89,10 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
     )
     network.add("--gan-weight", text, number(0, 1e3), "W", 2.0)
     machine_flags(parser, workers=True)
-    return finish(parser, *parser.read(argv))
+    values, given = parser.read(argv)
+    if values["freeze_encoder"] and values["init"] is None and values["resume"] is None:
+        parser.error("--freeze-encoder needs --init: the encoder of a checkpoint")
+    return finish(parser, values, given)
 
 
 def parse_latent(argv: list[str] | None = None) -> Arguments:
@@ -93,6 +102,8 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
         "cached on first use), or generate pictures.",
         [
             "python3 latent_diffusion.py --train --encoder checkpoints/autoencoder/AAA.safetensors",
+            "python3 latent_diffusion.py --train --init checkpoints/denoiser/DDD.safetensors "
+            "--data PATH",
             "python3 latent_diffusion.py --train --resume --epochs 40",
             "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors",
             "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\",
@@ -121,9 +132,10 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
     showing_flags(parser, FACES)
     machine_flags(parser, workers=True)
     values, given = parser.read(argv)
-    if values["train"] and values["resume"] is None and values["encoder"] is None:
+    begins = values["train"] and values["resume"] is None and values["init"] is None
+    if begins and values["encoder"] is None:
         parser.error("--train needs --encoder checkpoints/autoencoder/AAA.safetensors")
-    if values["prediction"] == "eps":
+    if values["prediction"] == "eps" and values["init"] is None:
         # At the end of the cosine schedule an error of eps_hat is 20,000 times as large in x0_hat.
         if "schedule" in given and values["schedule"] == "cosine":
             parser.error("--schedule cosine does not go with --prediction eps of unbounded latents")

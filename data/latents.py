@@ -100,13 +100,18 @@ def read_manifest(folder: Path) -> tuple[LatentStats, dict[str, list[str]], dict
 class LatentDataset:
     """One split of a finished cache, on the disk: it may be larger than the memory.
 
-    len(): N. stats: LatentStats of the training set. checked: whether cache_latents has just read
-    all shards; otherwise each is checked when it is first read from. Raises UserError when a file
-    is missing, damaged, or may not be read; so does what reads from it.
+    len(): N. stats: by which it is whitened; None: those of its training set. checked: whether
+    cache_latents has just read all shards; otherwise each is checked when it is first read from.
+    Raises UserError when a file is missing, damaged, or may not be read; so does what reads from
+    it.
     """
 
-    def __init__(self, folder: str | Path, split: str, checked: bool = False) -> None:
-        self.stats, shards, digests = read_manifest(Path(folder))
+    def __init__(
+        self, folder: str | Path, split: str, stats: LatentStats | None = None,
+        checked: bool = False,
+    ) -> None:  # fmt: skip
+        measured, shards, digests = read_manifest(Path(folder))
+        self.stats = stats or measured
         self._shards = [(Path(folder, name), digests.get(name)) for name in shards[split]]
         self._files: dict[int, TensorFile] = {}  # those that are open
         self._starts, self._shape = [0], None

@@ -1,5 +1,6 @@
 """Checkpoints and states: round trips to the bit, JSON inside, refusals in a sentence."""
 
+import copy
 import errno
 import json
 import os
@@ -36,13 +37,13 @@ from models.unet import UNet, UNetConfig
 from training import checkpoint
 from training.checkpoint import (
     checkpoints_in,
-    find_by_fingerprint,
     fingerprint,
     load_model,
     load_state,
     save_model,
     save_state,
 )
+from training.first_stage import encoder_id, find_autoencoder, goes_with
 
 FACTS = {"size": [28, 28], "epoch": 3, "name": "süß"}
 
@@ -109,14 +110,27 @@ def test_fingerprint_sees_every_bit_and_name():
     assert fingerprint(model) != before
 
 
-def test_encoder_is_found_by_fingerprint(tmp_path):
+def test_autoencoder_is_found_by_its_encoder(tmp_path):
     models = [randomize(small_autoencoder(), seed) for seed in range(3)]
     for i, model in enumerate(models):
         save_model(tmp_path / f"{i}.safetensors", model, {})
+        os.utime(tmp_path / f"{i}.safetensors", (i, i))
     (tmp_path / "broken.safetensors").write_bytes(b"nonsense")
-    assert find_by_fingerprint(tmp_path, fingerprint(models[1])) == tmp_path / "1.safetensors"
-    assert find_by_fingerprint(tmp_path, "0" * 64) is None
-    assert find_by_fingerprint(tmp_path / "missing", "0" * 64) is None
+    wanted = encoder_id(models[1])
+    assert find_autoencoder(tmp_path, wanted) == tmp_path / "1.safetensors"
+    assert find_autoencoder(tmp_path, "0" * 64) is None
+    assert find_autoencoder(tmp_path / "missing", "0" * 64) is None
+
+    # The decoder may be another, and the id of all of it is that of earlier versions.
+    further = copy.deepcopy(models[1])
+    with torch.no_grad():
+        further.decoder.conv_out.bias.add_(1)
+    save_model(tmp_path / "further.safetensors", further, {})
+    assert find_autoencoder(tmp_path, wanted) == tmp_path / "further.safetensors"
+    assert find_autoencoder(tmp_path, fingerprint(models[1])) == tmp_path / "1.safetensors"
+    with torch.no_grad():
+        further.quant_conv.bias.add_(1)
+    assert not goes_with(further, wanted)
 
 
 def test_state_round_trip(tmp_path):
@@ -440,11 +454,9 @@ def test_bad_neighbours_hide_no_encoder(tmp_path, monkeypatch):
     rewrite(tmp_path / "6.safetensors", config={"kind": "AutoencoderKL"})
     for i in range(7):
         os.utime(tmp_path / f"{i}.safetensors", (i, i))
-    with monkeypatch.context() as patch:
-        patch.setattr(TensorFile, "read", None)
-        assert find_by_fingerprint(tmp_path, fingerprint(model)) == tmp_path / "0.safetensors"
+    assert find_autoencoder(tmp_path, encoder_id(model)) == tmp_path / "0.safetensors"
     make_old(tmp_path / "0.safetensors")
-    assert find_by_fingerprint(tmp_path, fingerprint(model)) == tmp_path / "0.safetensors"
+    assert find_autoencoder(tmp_path, encoder_id(model)) == tmp_path / "0.safetensors"
 
 
 def test_what_may_not_be_read_is_told(tmp_path, monkeypatch):
@@ -463,11 +475,11 @@ def test_what_may_not_be_read_is_told(tmp_path, monkeypatch):
     for use in (
         lambda: load_model(tmp_path / "a.safetensors", "AutoencoderKL"),
         lambda: load_state(tmp_path / "a.state"),
-        lambda: find_by_fingerprint(tmp_path, fingerprint(model)),
+        lambda: find_autoencoder(tmp_path, encoder_id(model)),
     ):
         with pytest.raises(UnreadableError, match=r"a.s\w+ may not be read"):
             use()
-    found = find_by_fingerprint(tmp_path, fingerprint(randomize(small_autoencoder())))
+    found = find_autoencoder(tmp_path, encoder_id(randomize(small_autoencoder())))
     assert found == tmp_path / "b.safetensors"
 
     def shut(path):
@@ -526,3 +538,17 @@ def test_every_dropout_that_can_be_typed_can_be_read(tmp_path, dropout):
     network = UNet(UNetConfig(1, (8, 8), 1, 8, dropout))
     save_model(tmp_path / "m.safetensors", network, {})
     assert load_model(tmp_path / "m.safetensors", "UNet")[0].config.dropout == dropout
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: type(n).__name__)
+def test_half_precision_is_read_as_float32(network, tmp_path):
+    path, model = tmp_path / "m.safetensors", network
+    save_model(path, model, {"a": 1}, torch.float16)
+    again, facts = load_model(path, type(model).__name__)
+    assert facts == {"a": 1}
+    for name, tensor in model.state_dict().items():
+        assert again.state_dict()[name].dtype == torch.float32
+        assert torch.equal(again.state_dict()[name], tensor.half().float())
+    full = tmp_path / "full.safetensors"
+    save_model(full, model, {"a": 1})
+    assert path.stat().st_size < 0.8 * full.stat().st_size

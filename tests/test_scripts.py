@@ -31,7 +31,8 @@ from data.pixels import to_uint8
 from generation.pipeline import load_denoiser
 from models.diffusion import epsilon
 from models.samplers import picture_noise, sample
-from training.checkpoint import fingerprint, load_model, save_model
+from training.checkpoint import load_model, save_model
+from training.first_stage import encoder_id
 
 SCHEDULER = asdict(scheduler(clip_x0=True).config)
 FEW = ("--num-images", 3, "--sampling-steps", 4, *CPU)
@@ -54,7 +55,7 @@ def trained(tmp_path_factory):
         "size": [16, 32],
         "scheduler": {**SCHEDULER, "clip_x0": False},
         "latent_stats": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]},
-        "autoencoder_id": fingerprint(randomize(small_autoencoder(), 1)),
+        "autoencoder_id": encoder_id(randomize(small_autoencoder(), 1)),
     }
     save_model(folder / "faces.safetensors", randomize(small_unet(3)), facts)
     write_mnist(folder / "data", train=40, test=8)
@@ -335,7 +336,7 @@ def test_wrong_encoder_is_refused_with_both_names(trained):
     wrong = ("--encoder", "checkpoints/autoencoder/0.safetensors")
     message = refused("latent_diffusion.py", "--show", "faces.safetensors", *wrong, cwd=trained)
     for i in range(2):
-        assert fingerprint(randomize(small_autoencoder(), i))[:8] in message
+        assert encoder_id(randomize(small_autoencoder(), i))[:8] in message
     assert "pass the matching --encoder" in message
 
 

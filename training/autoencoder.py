@@ -53,11 +53,12 @@ class GanPhase:
     ramp: float
 
 
-def gan_phase(step: int, steps: int) -> GanPhase:
-    """What the GAN does at this step of a run that was begun with so many steps."""
+def gan_phase(step: int, steps: int, start: float = DISC_START) -> GanPhase:
+    """What the GAN does at this step of a run that was begun with so many steps. start: share of
+    them after which the discriminator begins."""
     done = step / steps
-    ramp = (done - DISC_START - DISC_ALONE) / GAN_RAMP
-    return GanPhase(done >= DISC_START, min(1.0, max(0.0, ramp)))
+    ramp = (done - start - DISC_ALONE) / GAN_RAMP
+    return GanPhase(done >= start, min(1.0, max(0.0, ramp)))
 
 
 class AutoencoderLearner:
@@ -196,19 +197,21 @@ def discriminate_both(
 
 
 def train(
-    run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset], facts: dict, flip: bool
-) -> None:
+    run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset], facts: dict, flip: bool,
+    disc_start: float = DISC_START,
+) -> None:  # fmt: skip
     """Train on images = {"train": .., "valid": ..} (data sets of data/), from the start or from
     where a resumed run was.
 
     facts: goes into every checkpoint. flip: whether training images are mirrored at random.
+    disc_start: share of the run after which the discriminator begins.
     """
     # What is fixed for the whole run.
     networks: dict[str, nn.Module] = {run.folder.name: learner.ema.model}
     if learner.disc is not None:
         networks["discriminator"] = learner.disc
     run.take(learner.parts, networks, facts)
-    announce(run, learner, images)
+    announce(run, learner, images, disc_start)
     valid = fixed_images(images)
     trained = {"encoder": learner.model.encoder, "decoder": learner.model.decoder}
     if learner.disc is not None:
@@ -223,7 +226,7 @@ def train(
             # A share of the batch, or nothing where no image of it can be read.
             pixels, draws = runtime.send(pixels), run.draws(step, indices)
             x = to_pixels(flipped(pixels, draws.uniform(Purpose.FLIP)) if flip else pixels)
-            rate, phase = run.schedule.factor(step), gan_phase(step, run.phases)
+            rate, phase = run.schedule.factor(step), gan_phase(step, run.phases, disc_start)
             total = int(distributed.total(len(indices)))
             progress.add(**learner.step(x, rate, draws, phase, total) if total else {})
 
@@ -245,11 +248,13 @@ def train(
                 tally.add_all(distributed.everyones(tally.reasons))
 
 
-def announce(run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset]) -> None:
+def announce(
+    run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset], disc_start: float
+) -> None:
     """Say what is going to happen."""
     discriminator, train = "none", images["train"]
     if learner.disc is not None:
-        first = math.ceil(DISC_START * run.phases) + 1
+        first = math.ceil(disc_start * run.phases) + 1
         discriminator = f"{parameters(learner.disc)}, from step {first} on"
         make_folder("checkpoints/discriminator")
         remove_leftovers("checkpoints/discriminator")

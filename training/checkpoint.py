@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from common.choices import MOST_PIXELS, PREDICTIONS, SCHEDULES
-from common.errors import AbsentError, DamagedError, UnreadableError, UserError, short
+from common.errors import AbsentError, DamagedError, UserError, short
 from common.files import first_line, parse_json, reading
 from data import tensor_files
 from data.images import ImageDataset
@@ -30,6 +30,7 @@ from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.unet import UNet, UNetConfig
 
 VERSION = "1"
+HALVES = torch.float16, torch.bfloat16  # of which float32 is made
 MALFORMED = AttributeError, KeyError, TypeError, ValueError, RecursionError  # of trees in JSON
 NOT_FINITE_ADVICE = (
     "a smaller --lr or --precision fp32 may help; --resume goes back to the last saved state"
@@ -90,12 +91,15 @@ def _fits(pattern: str, value: Any) -> bool:
     return False
 
 
-def save_model(path: str | Path, model: Any, facts: dict[str, Any]) -> None:
+def save_model(
+    path: str | Path, model: Any, facts: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
     """Write a model of KINDS with its config and facts (a dict that JSON can hold).
 
+    dtype: of the weights in the file; torch.float16 halves it, and load_model makes float32 of it.
     Raises UserError when a weight is not finite.
     """
-    tensors = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().to(dtype) for k, v in model.state_dict().items()}
     _write(path, tensors, config_of(model), facts)
 
 
@@ -130,7 +134,7 @@ def load_model(
         if needed:
             check_fields(path, facts, needed)
         tensors = file.read()
-    model = cls(config)
+    model: Any = cls(config)
     model.load_state_dict({name: tensors[prefix + name] for name in entries})
     return model.eval(), facts
 
@@ -150,9 +154,10 @@ def _averaged(
 
 
 def network_of(
-    path: str | Path, entries: Mapping[str, Entry], config: dict, kind: str
+    path: str | Path, entries: Mapping[str, Any], config: dict, kind: str
 ) -> tuple[type[nn.Module], Any]:
-    """(class, config) of the network of this kind that a file holds, or a UserError."""
+    """(class, config) of the network of this kind that a file holds, or a UserError. entries:
+    what has the shape and dtype of each of its tensors."""
     cls, config_cls = KINDS[kind]
     try:
         known = _config(config_cls, config, len(entries))
@@ -184,7 +189,7 @@ def _config(cls: Any, found: dict[str, Any], tensors: int) -> Any:
     return cls(**{k: tuple(v) if type(v) is list else v for k, v in found.items()})
 
 
-def _check_entries(entries: Mapping[str, Entry], wanted: dict[str, torch.Tensor]) -> None:
+def _check_entries(entries: Mapping[str, Any], wanted: dict[str, torch.Tensor]) -> None:
     """Raise ValueError, which names the first, unless all names, shapes and types are these."""
     for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
         if entries and all(name.startswith(prefix) for name in entries):
@@ -193,8 +198,9 @@ def _check_entries(entries: Mapping[str, Entry], wanted: dict[str, torch.Tensor]
         entry = entries.get(name)
         if entry is None:
             raise ValueError(f"{name} is missing")
-        got, want = (entry.shape, entry.dtype), (tuple(tensor.shape), tensor.dtype)
-        if got != want:
+        half = entry.dtype in HALVES and tensor.dtype == torch.float32
+        got, want = (tuple(entry.shape), entry.dtype), (tuple(tensor.shape), tensor.dtype)
+        if got != want and not (half and got[0] == want[0]):
             raise ValueError(f"{name} is {got[0]} {got[1]}, but {want[0]} {want[1]} is needed")
     if more := sorted(entries.keys() - wanted.keys()):
         raise ValueError(f"{short(more[0])} is not of this network")
@@ -209,29 +215,6 @@ def load_facts(path: str | Path) -> dict[str, Any]:
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes, types and bytes of all tensors, as 64 hex digits."""
     return tensor_files.fingerprint(model.state_dict())
-
-
-def find_by_fingerprint(folder: str | Path, wanted: str) -> Path | None:
-    """The newest autoencoder checkpoint in folder with this fingerprint, or None; UserError where
-    one that may not be read could be it. Only checkpoints of earlier versions, which do not say
-    theirs, are read for it."""
-    closed: UnreadableError | None = None
-    for path in checkpoints_in(folder):
-        try:
-            with _opened(path, "checkpoint") as (file, config, _):
-                if config.pop("kind", None) != "AutoencoderKL":
-                    continue
-                network_of(path, file.entries, config, "AutoencoderKL")
-                known = file.metadata.get(tensor_files.FINGERPRINT)
-                if (known or tensor_files.fingerprint(file.read())) == wanted:
-                    return path
-        except UnreadableError as error:
-            closed = closed or error
-        except UserError:
-            continue  # not an autoencoder, or damaged: not the one
-    if closed:
-        raise closed
-    return None
 
 
 def check_channels(path: str | Path, autoencoder: AutoencoderKL, images: ImageDataset) -> None:

@@ -67,7 +67,8 @@ class LrSchedule:
 
 
 class Optimizer:
-    """Muon or AdamW for one network. A gradient longer than MAX_GRADIENT is shortened to it.
+    """Muon or AdamW for one network, but for what of it is frozen. A gradient longer than
+    MAX_GRADIENT is shortened to it.
 
     name: "muon", with which AdamW takes what is no matrix, and the first and last layers; "adamw".
     lr: peak learning rate. betas: AdamW's. Raises UserError for another name.
@@ -79,13 +80,15 @@ class Optimizer:
     ) -> None:  # fmt: skip
         if name not in OPTIMIZERS:
             raise UserError(f"the optimizer is {' or '.join(OPTIMIZERS)}, not {name}")
-        self.parameters = list(model.parameters())
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.lr = lr
 
         # Who takes which weights.
         inner: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for key, parameter in model.named_parameters():
+            if not parameter.requires_grad:  # frozen
+                continue
             muon = name == "muon" and _is_inner(key, parameter)
             (inner if muon else others).append(parameter)
         adamw = torch.optim.AdamW(others, lr, betas, weight_decay=1e-4, fused=runtime.fused)

@@ -1,0 +1,78 @@
+"""What a run begins with: the network of its state, or that of --init; else an untrained one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.files import is_there
+from models.autoencoder import AutoencoderKL
+from models.discriminator import PatchDiscriminator
+from models.scheduler import DDPMScheduler
+from models.unet import UNet
+from training.checkpoint import KINDS, check_fields, load_model, network_of
+
+
+def network_in(state: dict, name: str = "model") -> Any:
+    """An untrained network of a resumed run, as it was begun with; Run.take gives it its weights.
+
+    Raises UserError where the state does not hold the weights of that network.
+    """
+    path, config, weights = state["read"][0], state["configs"].get(name), state.get(name)
+    config = dict(config) if type(config) is dict else {}
+    kind = config.pop("kind", None)
+    weights = weights if type(weights) is dict else {}
+    tensors = all(isinstance(weight, torch.Tensor) for weight in weights.values())
+    if kind not in KINDS or not tensors:
+        raise UserError(f"{path} does not say what network its {name} is; start a new run")
+    cls, known = network_of(path, weights, config, kind)
+    return cls(known)
+
+
+def facts_in(state: dict, needed: tuple[str, ...]) -> dict[str, Any]:
+    """What a resumed run's checkpoints say. Raises UserError where a needed fact is missing."""
+    facts = state.get("facts")
+    facts = facts if type(facts) is dict else {}
+    check_fields(state["read"][0], facts, needed)
+    return facts
+
+
+def autoencoder_flags(model: AutoencoderKL) -> dict[str, Any]:
+    """{name: value} of the flags of train_encoder.py that such a network fixes."""
+    config = model.config
+    return {
+        "channels": config.channels[0],
+        "blocks": config.blocks,
+        "attention": config.attention,
+        "latent_channels": config.latent_channels,
+        "grey": config.image_channels == 1,
+    }
+
+
+def denoiser_flags(model: UNet, scheduler: DDPMScheduler) -> dict[str, Any]:
+    """{name: value} of the flags that such a network with its schedule fixes."""
+    config = model.config
+    return {
+        "channels": config.channels[0],
+        "blocks": config.blocks,
+        "attention": ",".join(map(str, config.attention_levels)) or None,
+        "schedule": scheduler.config.schedule,
+        "prediction": scheduler.config.prediction,
+    }
+
+
+def with_dropout(model: UNet, dropout: float) -> UNet:
+    """The same network with another dropout."""
+    again = UNet(replace(model.config, dropout=dropout))
+    again.load_state_dict(model.state_dict())
+    return again
+
+
+def discriminator_beside(autoencoder: str | Path) -> PatchDiscriminator | None:
+    """That which was trained with an autoencoder's checkpoint, where it lies in the folder
+    discriminator/ beside its own under the same name. Raises UserError where it is damaged."""
+    path = Path(autoencoder).absolute()
+    path = path.parent.parent / "discriminator" / path.name
+    return load_model(path, "PatchDiscriminator")[0].train() if is_there(path) else None
