@@ -30,6 +30,7 @@ from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.image_sets import autoencoder_spaces, dataset_images, imagenet_spaces
 from generation.output import fill_folder, make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
+from generation.release import tell_card
 from generation.seeing import TrainingSet
 from models.autoencoder import AutoencoderKL
 from models.draws import Draws, Purpose
@@ -196,6 +197,7 @@ def denoiser_data(
 def show(args: Arguments) -> None:
     """Generate pictures: sample latents, unwhiten them, decode."""
     pipeline, facts, _ = load(args, args.show)
+    tell_card(facts)
     make_pictures(
         pipeline, args.seeds, Path(args.out),
         film=args.film,

@@ -29,6 +29,7 @@ from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.image_sets import Space, tensor_images
 from generation.output import fill_folder, make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
+from generation.release import tell_card
 from generation.seeing import TrainingSet
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
@@ -112,6 +113,7 @@ def train(args: Arguments) -> None:
 def show(args: Arguments) -> None:
     """Draw new digits with a trained denoiser."""
     pipeline, facts = load(args, args.show)
+    tell_card(facts)
     root = args.data_root_of(facts)
     make_pictures(
         pipeline, args.seeds, Path(args.out),
