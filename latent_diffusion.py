@@ -36,6 +36,7 @@ from models.autoencoder import AutoencoderKL
 from models.draws import Draws, Purpose
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.sizes import DENOISER_STRIDE, check_divides
+from models.unet import UNet
 from training import denoiser, distributed
 from training.beginning import denoiser_flags, facts_in, network_in, with_dropout
 from training.checkpoint import check_channels, check_fields
@@ -67,36 +68,21 @@ def train(args: Arguments) -> None:
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision, args.workers)
 
-    # What there is to go on with: the network and facts of a resumed run, or of --init.
-    model, known = (network_in(state), facts_in(state, ("latent_stats",))) if state else (None, {})
-    if args.init and not state:
-        model, scheduler, known = load_denoiser(args.init, "latents")
-        found = args.encoder or str(encoder_of(args.init, known["autoencoder_id"]))
-        others = {"encoder": found, "dropout": model.config.dropout}
-        args = args.begun_from(args.init, denoiser_flags(model, scheduler), others)
-        model = with_dropout(model, args.dropout)
-
     # Data: what the autoencoder was trained on, unless told otherwise; as whitened latents.
+    args, model, known = begun(args, state)
     autoencoder, trained_on = load_autoencoder(args.encoder, ("data", "size"))
-    if not state:
-        check_images_said(args.encoder, {**trained_on, **known}, args.given)
-    autoencoder_id, channels = encoder_id(autoencoder), autoencoder.config.latent_channels
-    if model and model.config.in_channels != channels:
-        wrong = f"{args.encoder} makes latents of {channels} channels, but {args.init} takes"
-        raise UserError(f"{wrong} {model.config.in_channels}; pass the matching --encoder")
-    if state and state["ids"].get("autoencoder") != autoencoder_id:
-        run_name, wanted = state["settings"]["name"], str(state["ids"].get("autoencoder"))
-        raise UserError(refusal(f"the run {run_name}", wanted, args.encoder, autoencoder))
+    check_encoder(args, state, model, autoencoder)
     settings = args.settings()
     if not state:
+        check_images_said(args.encoder, {**trained_on, **known}, args.given)
         settings |= data_settings(args, {**trained_on, **known})
     autoencoder = runtime.place(autoencoder)
     height, width = settings["size"]
     check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
     images = training_images(settings, grey=autoencoder.config.image_channels == 1)
     check_channels(args.encoder, autoencoder, images["train"])
-    ids = {"autoencoder": autoencoder_id}
-    ids["data"] = cache_id(autoencoder_id, images, args.mirror)
+    ids = {"autoencoder": encoder_id(autoencoder)}
+    ids["data"] = cache_id(ids["autoencoder"], images, args.mirror)
     check_same_data(state, ids["data"])
     stats = None  # as measured; a network that goes on has those of the latents that it knows
     if known and (state or goes_with(autoencoder, known["autoencoder_id"])):
@@ -115,8 +101,9 @@ def train(args: Arguments) -> None:
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
     model = model or denoiser.network(
-        channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention
-    )
+        autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout,
+        args.attention,
+    )  # fmt: skip
     scheduler = DDPMScheduler(
         SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=False)
     )
@@ -130,11 +117,38 @@ def train(args: Arguments) -> None:
         "space": "latents", "shape": list(data.valid.shape[1:]),
         "scheduler": asdict(scheduler.config),
         "latent_stats": asdict(latents["train"].stats),
-        "autoencoder_id": autoencoder_id,
+        "autoencoder_id": ids["autoencoder"],
         "cache": ids["data"],
         **({"init": args.init} if args.init else {}),
     }  # fmt: skip
     denoiser.train(run, learner, data, facts)
+
+
+def begun(args: Arguments, state: dict | None) -> tuple[Arguments, UNet | None, dict[str, Any]]:
+    """What there is to go on with: (args, the network and facts of a resumed run or of --init)."""
+    if state:
+        return args, network_in(state), facts_in(state, ("latent_stats",))
+    if not args.init:
+        return args, None, {}
+    model, scheduler, known = load_denoiser(args.init, "latents")
+    found = args.encoder or str(encoder_of(args.init, known["autoencoder_id"]))
+    others = {"encoder": found, "dropout": model.config.dropout}
+    args = args.begun_from(args.init, denoiser_flags(model, scheduler), others)
+    return args, with_dropout(model, args.dropout), known
+
+
+def check_encoder(
+    args: Arguments, state: dict | None, model: UNet | None, autoencoder: AutoencoderKL
+) -> None:
+    """Raise UserError unless the network, and the run to resume, can go on with its latents."""
+    wanted = state["ids"].get("autoencoder") if state else encoder_id(autoencoder)
+    if wanted != encoder_id(autoencoder):
+        run = f"the run {args.name}"
+        raise UserError(refusal(run, str(wanted), args.encoder, autoencoder))
+    channels = autoencoder.config.latent_channels
+    if model and model.config.in_channels != channels:
+        wrong = f"{args.encoder} makes latents of {channels} channels, but {args.init} takes"
+        raise UserError(f"{wrong} {model.config.in_channels}; pass the matching --encoder")
 
 
 def data_settings(args: Arguments, trained_on: dict[str, Any]) -> dict[str, Any]:

@@ -90,9 +90,10 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
     network.add("--gan-weight", text, number(0, 1e3), "W", 2.0)
     machine_flags(parser, workers=True)
     values, given = parser.read(argv)
-    if values["freeze_encoder"] and values["init"] is None and values["resume"] is None:
+    args = finish(parser, values, given)
+    if args.freeze_encoder and args.init is None and args.resume is None:
         parser.error("--freeze-encoder needs --init: the encoder of a checkpoint")
-    return finish(parser, values, given)
+    return args
 
 
 def parse_latent(argv: list[str] | None = None) -> Arguments:

@@ -31,7 +31,7 @@ NAMES = {
     "schedule": choices.SCHEDULES, "t_density": choices.T_DENSITIES,
     "precision": choices.PRECISIONS, "compile": ("on", "off"), "device": ("cpu", "cuda"),
     "size": ("16x32", "32x16"), "name": ("a", "b"), "resume": ("a", "b"), "out": ("a", "b"),
-    "data": ("a", "b"), "data_root": ("a", "b"), "encoder": ("a", "b"),
+    "data": ("a", "b"), "data_root": ("a", "b"), "encoder": ("a", "b"), "init": ("a", "b"),
     "channels": ("8", "16"), "attention": ("2", "1,2"),
     "batch": ("5", "3"), "interpolate": ("3 4", "5 6"),
 }  # fmt: skip
@@ -40,7 +40,7 @@ FRACTIONS = {"lr", "ema", "dropout", "min_snr", "kl_weight", "gan_weight", "eta"
 COUNTS = {"epochs", "steps", "seed", "blocks", "latent_channels", "num_images", "sampling_steps",
           "workers", "keep", "save_every", "accumulate"}  # fmt: skip
 # What a flag needs beside it to mean something.
-NEEDS = {"eta": ["--sampler", "ddim"]}
+NEEDS = {"eta": ["--sampler", "ddim"], "freeze_encoder": ["--init", "c"]}
 
 
 def is_switch(parse, name):

@@ -294,12 +294,13 @@ def test_other_digits_are_noticed_on_resume(digits):
         run_digits("--resume", "--steps", 4)
 
 
-def test_a_state_of_other_networks_is_refused(digits, monkeypatch):
+def test_a_run_goes_on_with_the_network_of_its_state(digits, monkeypatch):
     """Norms of other groups have weights of the same shapes: only the config tells."""
     run_digits("--name", "a", "--batch", 8, "--channels", 16, "--steps", 2)
+    before = load_state("checkpoints/mnist/a.state")["configs"]
     monkeypatch.setattr("training.denoiser.norm_groups", lambda width: width // 8)
-    with pytest.raises(UserError, match="begun with other networks"):
-        run_digits("--resume", "--steps", 4)
+    run_digits("--resume", "--steps", 4)
+    assert load_state("checkpoints/mnist/a.state")["configs"] == before
 
 
 # ---- What cannot be saved -----------------------------------------------------------------------

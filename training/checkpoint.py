@@ -99,7 +99,10 @@ def save_model(
     dtype: of the weights in the file; torch.float16 halves it, and load_model makes float32 of it.
     Raises UserError when a weight is not finite.
     """
-    tensors = {k: v.detach().cpu().to(dtype) for k, v in model.state_dict().items()}
+    tensors = {
+        k: v.detach().cpu().to(dtype) if v.is_floating_point() else v.detach().cpu()
+        for k, v in model.state_dict().items()
+    }
     _write(path, tensors, config_of(model), facts)
 
 

@@ -123,18 +123,12 @@ class Run:
 
         parts: {name: something with state_dict and load_state_dict}, all that the state must hold;
         "ema" are the averaged weights of another of them. networks, facts: as Series has them.
-        Raises UserError when this version of the code builds other networks than the run's.
+        Raises UserError when they are not those of the state.
         """
         numbered = self.saving.every is not None
         self.series = Series(self.name, networks, facts, numbered, self.saving.keep)
         self.parts = parts
         if self._state:
-            saved, wanted = self._state["configs"], _configs(parts)
-            if {name: saved.get(name) for name in wanted} != wanted:
-                raise UserError(
-                    f"the run {self.name} was begun with other networks, by another version of "
-                    "the code; start a new run, or use that version"
-                )
             try:
                 for name, part in parts.items():
                     part.load_state_dict(self._state[name])
@@ -337,13 +331,10 @@ class Run:
             "valid_loss": self.valid_loss,
             "settings": self.settings,
             "ids": self.ids,
-            "configs": _configs(self.parts),
+            "configs": {
+                k: checkpoint.config_of(p) for k, p in self.parts.items() if hasattr(p, "config")
+            },
             "facts": {**self.series.facts, "run": self.name, "step": done},
         }
         checkpoint.save_state(path or self.state_path, tree)
         self._saved_at, self._saved_done = time.monotonic(), done
-
-
-def _configs(parts: dict[str, Any]) -> dict[str, Any]:
-    """{name: the kind and config of each network among parts}, as JSON keeps them."""
-    return {k: checkpoint.config_of(p) for k, p in parts.items() if hasattr(p, "config")}
