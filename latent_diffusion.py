@@ -84,9 +84,7 @@ def train(args: Arguments) -> None:
     ids = {"autoencoder": encoder_id(autoencoder)}
     ids["data"] = cache_id(ids["autoencoder"], images, args.mirror)
     check_same_data(state, ids["data"])
-    stats = None  # as measured; a network that goes on has those of the latents that it knows
-    if known and (state or goes_with(autoencoder, known["autoencoder_id"])):
-        stats = LatentStats(**known["latent_stats"])
+    stats = known_stats(known, autoencoder)
     latents = cached_latents(settings, ids, images, runtime, autoencoder, stats)
     data = denoiser_data(latents, runtime, autoencoder)
 
@@ -127,7 +125,7 @@ def train(args: Arguments) -> None:
 def begun(args: Arguments, state: dict | None) -> tuple[Arguments, UNet | None, dict[str, Any]]:
     """What there is to go on with: (args, the network and facts of a resumed run or of --init)."""
     if state:
-        return args, network_in(state), facts_in(state, ("latent_stats",))
+        return args, network_in(state), facts_in(state, ("latent_stats", "autoencoder_id"))
     if not args.init:
         return args, None, {}
     model, scheduler, known = load_denoiser(args.init, "latents")
@@ -149,6 +147,13 @@ def check_encoder(
     if model and model.config.in_channels != channels:
         wrong = f"{args.encoder} makes latents of {channels} channels, but {args.init} takes"
         raise UserError(f"{wrong} {model.config.in_channels}; pass the matching --encoder")
+
+
+def known_stats(known: dict[str, Any], autoencoder: AutoencoderKL) -> LatentStats | None:
+    """Those of the network to go on with, where it knows the latents of this autoencoder."""
+    if known and goes_with(autoencoder, known["autoencoder_id"]):
+        return LatentStats(**known["latent_stats"])
+    return None
 
 
 def data_settings(args: Arguments, trained_on: dict[str, Any]) -> dict[str, Any]:
