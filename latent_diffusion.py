@@ -84,8 +84,7 @@ def train(args: Arguments) -> None:
     ids = {"autoencoder": encoder_id(autoencoder)}
     ids["data"] = cache_id(ids["autoencoder"], images, args.mirror)
     check_same_data(state, ids["data"])
-    stats = known_stats(known, autoencoder)
-    latents = cached_latents(settings, ids, images, runtime, autoencoder, stats)
+    latents = cached_latents(settings, ids, images, runtime, autoencoder, known)
     data = denoiser_data(latents, runtime, autoencoder)
 
     # The run: how long it is, and what its state keeps.
@@ -149,13 +148,6 @@ def check_encoder(
         raise UserError(f"{wrong} {model.config.in_channels}; pass the matching --encoder")
 
 
-def known_stats(known: dict[str, Any], autoencoder: AutoencoderKL) -> LatentStats | None:
-    """Those of the network to go on with, where it knows the latents of this autoencoder."""
-    if known and goes_with(autoencoder, known["autoencoder_id"]):
-        return LatentStats(**known["latent_stats"])
-    return None
-
-
 def data_settings(args: Arguments, trained_on: dict[str, Any]) -> dict[str, Any]:
     """Which images: as typed, else the autoencoder's or those of the denoiser to go on with."""
     return {
@@ -173,10 +165,10 @@ def training_images(settings: dict[str, Any], grey: bool) -> dict[str, ImageData
 
 def cached_latents(
     settings: dict[str, Any], ids: dict[str, str], images: dict[str, ImageDataset],
-    runtime: Runtime, autoencoder: AutoencoderKL, stats: LatentStats | None,
+    runtime: Runtime, autoencoder: AutoencoderKL, known: dict[str, Any],
 ) -> dict[str, LatentDataset]:  # fmt: skip
     """{"train": .., "valid": ..} of the images, encoded now if they were not before, and whitened
-    by stats, or by their own."""
+    as the network to go on with knows them (its facts are known), or by their own stats."""
     # What will be written, if it is not there.
     folder, mirror = cache_folder(ids["data"]), settings["mirror"]
     size = settings["size"]
@@ -193,6 +185,9 @@ def cached_latents(
         lambda x: encode(autoencoder, runtime, x).moments(),
         images, shape, folder, mirror, runtime.workers, about, distributed,
     )  # fmt: skip
+    stats = None
+    if known and goes_with(autoencoder, known["autoencoder_id"]):
+        stats = LatentStats(**known["latent_stats"])
     return {split: LatentDataset(folder, split, stats, checked=True) for split in images}
 
 
