@@ -3,6 +3,7 @@
 python3 latent_diffusion.py --train --encoder checkpoints/autoencoder/AAA.safetensors
 python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \
     --encoder checkpoints/autoencoder/AAA.safetensors
+python3 latent_diffusion.py --export DIR --show checkpoints/denoiser/DDD.safetensors
 python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors
 """
 
@@ -27,6 +28,7 @@ from data.images import ImageDataset, open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats
 from data.order import ShuffledOrder, fixed_sample
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
+from generation.export import export
 from generation.image_sets import autoencoder_spaces, dataset_images, imagenet_spaces
 from generation.output import fill_folder, make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
@@ -210,7 +212,9 @@ def denoiser_data(
 
 def show(args: Arguments) -> None:
     """Generate pictures: sample latents, unwhiten them, decode."""
-    pipeline, facts, _ = load(args, args.show)
+    pipeline, facts, trained_on = load(args, args.show)
+    if args.export is not None:
+        return export(pipeline, Path(args.export), args.show, facts, trained_on)
     tell_card(facts)
     make_pictures(
         pipeline, args.seeds, Path(args.out),

@@ -2,6 +2,7 @@
 
 python3 mnist_diffusion.py --train
 python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors
+python3 mnist_diffusion.py --export DIR --show checkpoints/mnist/XXX.safetensors
 python3 mnist_diffusion.py --evaluate checkpoints/mnist/XXX.safetensors
 """
 
@@ -26,6 +27,7 @@ from data.order import ShuffledOrder
 from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
+from generation.export import export
 from generation.image_sets import Space, tensor_images
 from generation.output import fill_folder, make_pictures
 from generation.pipeline import Pipeline, Sampling, load_denoiser
@@ -113,6 +115,8 @@ def train(args: Arguments) -> None:
 def show(args: Arguments) -> None:
     """Draw new digits with a trained denoiser."""
     pipeline, facts = load(args, args.show)
+    if args.export is not None:
+        return export(pipeline, Path(args.export), args.show, facts)
     tell_card(facts)
     root = args.data_root_of(facts)
     make_pictures(

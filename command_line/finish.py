@@ -19,6 +19,8 @@ def finish(
     flags are filled in."""
     mode = Arguments(values, given, parser.flags).mode
     parser.refuse(frozenset(name for name in given if mode not in parser.flags[name].modes), mode)
+    if values.get("export") is not None:
+        parser.refuse(given - {"show", "export", "encoder", "device"}, "export")
     if mode == TRAIN and values["resume"] is None and values["name"] is None:
         values["name"] = _new_name(parser)
     limit = values.get("time_limit")  # counted from here: caching and importing take time too

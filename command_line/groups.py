@@ -203,6 +203,8 @@ def showing_flags(parser: Parser, default: DenoiserDefaults) -> None:
     seeing.add("--interpolate", text, integer(0, 2**31 - 1), ("SEED_A", "SEED_B"), nargs=2)
     text = "instead: each picture above the training images nearest to it"
     seeing.add("--neighbours", text, action="store_true")
+    text = "instead: a folder that diffusers loads pipeline and weights from, with a model card"
+    seeing.add("--export", text, metavar="DIR")
     text = ".png or .jpg: one grid; anything else: a folder of single PNGs; those there are kept"
     otherwise = (
         f"{default.fig}/generated.png, or film.png, interpolate.png, neighbours.png; with "

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AbsentError, UnreadableError, UserError
+from common.locks import Lock
 
 try:
     import fcntl
@@ -85,6 +87,31 @@ def make_folder(path: str | Path) -> None:
         raise UserError(f"{path} cannot be made ({why}); make room, or go elsewhere") from None
     if not os.access(path, os.W_OK):
         raise UserError(f"{path} cannot be written to; allow it, or go elsewhere")
+
+
+def write_folder(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary folder), then give it its name, in place of a folder that has it.
+
+    Whatever interrupts this, path is the old folder, or the new one as a whole, or is absent; what
+    is left of it goes with the next one. One process at a time: raises UserError where another does
+    the same. OSErrors and what write raises are passed on.
+    """
+    path = Path(path).resolve()
+    make_folder(path.parent)
+    new, old = (path.with_name(f".{path.name}.{which}.tmp") for which in ("new", "old"))
+    lock = Lock(path.with_name(f".{path.name}.lock"), f"another process writes {path}; wait for it")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        write(new)
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        lock.release()
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -1,23 +1,26 @@
-"""First stages of diffusers: the same encoder and decoder, end to end; each refusal in a sentence.
+"""Networks of diffusers: the same encoder, decoder and denoiser; each refusal in a sentence.
 
 The folders are written as diffusers' save_pretrained writes them; where it is installed, by it.
 """
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
-from fuzz import HOSTILE, assert_one_line, damaged_trees, some
-from helpers import CPU, randomize, run_encoder, run_latent, run_script, write_images
+from fuzz import HOSTILE, NO_JSON, assert_one_line, damaged_trees, some
+from helpers import CPU, randomize, run_encoder, run_latent, run_script, scheduler, write_images
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from data.latents import MANIFEST, LatentDataset
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
-from training.checkpoint import fingerprint, load_model, save_model
+from models.unet import UNet, UNetConfig
+from training.checkpoint import check_fields, fingerprint, load_model, save_model
 from training.first_stage import encoder_id
-from training.imported import CONFIG, WEIGHTS, load_autoencoder
+from training.foreign import CONFIG, SCHEDULER, WEIGHTS, scheduler_said, unet_said
+from training.imported import load_autoencoder, load_unet
 
 WIDTHS = 8, 8, 16, 16  # stride 8, as Stable Diffusion's
 
@@ -253,3 +256,152 @@ def test_half_a_folder_is_refused(folder):
     refused(half, "truncated or no safetensors")
     (half / WEIGHTS).unlink()
     refused(half, f"whole is half a folder of diffusers: {WEIGHTS} is missing; add it$")
+
+
+# ---- Denoisers ----------------------------------------------------------------------------------
+
+UNET = UNetConfig(3, (8, 16, 16), 1, 4, 0.0, (1,))
+
+
+def said_of_unet(**other):
+    """A config.json of diffusers' UNet2DModel."""
+    return {
+        **unet_said(UNET.channels, 3, UNET.attention_levels),
+        "block_out_channels": list(UNET.channels), "dropout": 0.0, "in_channels": 3,
+        "layers_per_block": 1, "norm_num_groups": 4, "num_train_timesteps": None,
+        "sample_size": 8, **other,
+    }  # fmt: skip
+
+
+def denoiser():
+    return randomize(UNet(UNET))
+
+
+@pytest.fixture
+def unet(tmp_path):
+    """pipe/unet, such a folder."""
+    folder = tmp_path / "pipe" / "unet"
+    folder.mkdir(parents=True)
+    (folder / CONFIG).write_text(json.dumps(said_of_unet()))
+    save_file(denoiser().state_dict(), folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def put_scheduler(unet, **other):
+    folder = unet.parent / "scheduler"
+    folder.mkdir(exist_ok=True)
+    said = {**scheduler_said(scheduler(schedule="cosine", prediction="v").config), **other}
+    (folder / SCHEDULER).write_text(json.dumps(said))
+
+
+def refused_unet(folder, text):
+    with pytest.raises(UserError, match=text) as caught:
+        load_unet(folder)
+    assert_one_line(caught.value, folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("channels", "attention", "size", "dtype"),
+    [((8, 16, 16), (), 8, torch.float32), ((8, 16), (0,), (8, 12), torch.float16),
+     ((8, 16, 24), (1, 2), None, torch.bfloat16)],
+)  # fmt: skip
+def test_a_unet_that_diffusers_saves_denoises_alike(tmp_path, channels, attention, size, dtype):
+    diffusers = pytest.importorskip("diffusers")
+    said = unet_said(channels, 3, attention)
+    known = {k: v for k, v in said.items() if not k.startswith("_")}
+    theirs = diffusers.UNet2DModel(
+        **known, in_channels=3, block_out_channels=channels, layers_per_block=2, norm_num_groups=4,
+        sample_size=size, dropout=0.1,
+    )  # fmt: skip
+    randomize(theirs).to(dtype).save_pretrained(tmp_path)
+    theirs = diffusers.UNet2DModel.from_pretrained(tmp_path, torch_dtype=torch.float32).eval()
+    ours, facts = load_unet(tmp_path, ("shape",))
+    assert ours.config == UNetConfig(3, channels, 2, 4, 0.1, attention) and not ours.training
+    height, width = size if type(size) is tuple else (size, size)
+    assert facts == ({"shape": [3, height, width]} if size else {})
+    x, t = torch.randn(2, 3, 8, 12), torch.tensor([3, 700])
+    with torch.no_grad():
+        assert torch.equal(ours(x, t), theirs(x, t).sample)
+
+
+def test_checkpoints_of_denoisers_are_taken_as_before(tmp_path):
+    save_model(tmp_path / "a.safetensors", denoiser(), {"shape": [3, 8, 8]})
+    again, facts = load_unet(tmp_path / "a.safetensors", ("shape",))
+    assert fingerprint(again) == fingerprint(denoiser()) and facts == {"shape": [3, 8, 8]}
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine"])
+def test_the_scheduler_beside_a_unet_is_told(unet, schedule, prediction):
+    assert "scheduler" not in load_unet(unet)[1]
+    config = scheduler(250, clip_x0=True, schedule=schedule, prediction=prediction).config
+    put_scheduler(unet, **scheduler_said(config))
+    assert load_unet(unet)[1] == {"shape": [3, 8, 8], "scheduler": asdict(config)}
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"prediction_type": "sample"}, "prediction_type is sample, only epsilon, v_prediction"),
+    ({"beta_schedule": "sigmoid"}, "beta_schedule is sigmoid, only linear, scaled_linear, squared"),
+    ({"beta_schedule": ["linear"]}, "beta_schedule is .*, only linear"),
+    ({"beta_schedule": "linear", "beta_end": 0.012}, "beta_end is 0.012, only 0.02 is taken"),
+    ({"trained_betas": [0.1]}, "trained_betas is .0.1., only None is taken"),
+    ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True, only False"),
+    ({"num_train_timesteps": 0}, "num_train_timesteps is 0"),
+])  # fmt: skip
+def test_a_scheduler_that_is_none_of_ours_is_refused(unet, change, text):
+    put_scheduler(unet, **change)
+    refused_unet(unet, f"{SCHEDULER}: {text}")
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"_class_name": "UNet2DConditionModel"}, "_class_name is UNet2DCond.*, only UNet2DModel is"),
+    ({"down_block_types": ["ResnetDownsampleBlock2D"] * 3}, "down_block_types is .*ResnetDown.*"),
+    ({"down_block_types": ["DownBlock2D"] * 2}, "down_block_types is "),
+    ({"up_block_types": ["UpBlock2D"] * 3}, "up_block_types is .*, only .*AttnUpBlock2D.* is"),
+    ({"add_attention": True}, "add_attention is True, only False is taken"),
+    ({"attention_head_dim": 16}, "attention_head_dim is 16, only 8 is taken"),
+    ({"flip_sin_to_cos": False}, "flip_sin_to_cos is False, only True is taken"),
+    ({"freq_shift": 1}, "freq_shift is 1, only 0 is taken"),
+    ({"downsample_padding": 0}, "downsample_padding is 0, only 1 is taken"),
+    ({"norm_eps": 1e-6}, "norm_eps is 1e-06, only 1e-05 is taken"),
+    ({"num_class_embeds": 10}, "num_class_embeds is 10, only None is taken"),
+    ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift is scale_shift"),
+    ({"time_embedding_dim": 8}, "time_embedding_dim is 8, only None is taken"),
+    ({"out_channels": 6}, "out_channels is 6, only 3 is taken"),
+    ({"layers_per_block": 2}, "resnets.1.*is missing"),
+    ({"norm_num_groups": 3}, "widths must be multiples of 3"),
+    ({"dropout": "x"}, "dropout of its config is x"),
+])  # fmt: skip
+def test_other_unets_are_refused(unet, change, text):
+    (unet / CONFIG).write_text(json.dumps(said_of_unet(**change)))
+    refused_unet(unet, text)
+
+
+def test_configs_of_unets_and_schedulers_may_say_anything(unet):
+    """What is loaded is what was saved."""
+    config, expected = (unet / CONFIG).read_bytes(), fingerprint(denoiser())
+    put_scheduler(unet)
+    beside = unet.parent / "scheduler" / SCHEDULER
+    schedule = beside.read_bytes()
+    for path, whole in ((unet / CONFIG, config), (beside, schedule)):
+        for found in some([*damaged_trees(json.loads(whole)), *HOSTILE, *NO_JSON]):
+            path.write_bytes(found if isinstance(found, bytes) else json.dumps(found).encode())
+            try:
+                model, facts = load_unet(unet)
+                assert fingerprint(model) == expected
+                check_fields(unet, facts)
+            except UserError as error:
+                assert_one_line(error, unet.parent)
+        path.write_bytes(whole)
+
+
+def test_half_a_folder_of_a_unet_and_a_whole_pipeline_are_refused(unet):
+    refused_unet(unet.parent, "is a whole pipeline of diffusers; give .*unet$")
+    content = (unet / WEIGHTS).read_bytes()
+    (unet / WEIGHTS).write_bytes(content[: len(content) // 2])
+    refused_unet(unet, "truncated or no safetensors")
+    (unet / WEIGHTS).unlink()
+    refused_unet(unet, f"unet is half a folder of diffusers: {WEIGHTS} is missing; add it$")
+    (unet / WEIGHTS).write_bytes(content)
+    (unet / CONFIG).unlink()
+    refused_unet(unet, "unet is half a folder of diffusers: config.json is missing; add it$")

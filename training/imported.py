@@ -1,12 +1,12 @@
-"""First stages that somebody else trained: folders of diffusers' AutoencoderKL, such as Stable
-Diffusion's. diffusers itself is not needed.
+"""Networks that somebody else trained: folders of diffusers' AutoencoderKL, such as Stable
+Diffusion's, and of its UNet2DModel. diffusers itself is not needed.
 
-Its scaling_factor and shift_factor are not applied: latents are whitened by what is measured of
-them (data/latents.py), which undoes any scale and shift.
+An autoencoder's scaling_factor and shift_factor are not applied: latents are whitened by what is
+measured of them (data/latents.py), which undoes any scale and shift.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,21 @@ from common.errors import UserError, short
 from common.files import is_there, open_regular, parse_json, reading
 from data.tensor_files import TensorFile
 from models.autoencoder import AutoencoderKL
-from training.checkpoint import load_model, network_of
+from models.unet import UNet
+from training.checkpoint import load_facts, load_model, network_of
+from training.foreign import (
+    AUTOENCODER_FIELDS,
+    BETAS,
+    CONFIG,
+    PREDICTIONS,
+    SCHEDULER,
+    UNET_FIELDS,
+    WEIGHTS,
+    autoencoder_said,
+    unet_said,
+)
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 LARGEST_CONFIG = 2**20  # bytes
-FIELDS = {  # ours: diffusers'
-    "image_channels": "in_channels",
-    "latent_channels": "latent_channels",
-    "channels": "block_out_channels",
-    "blocks": "layers_per_block",
-    "groups": "norm_num_groups",
-}
 FLOATS = torch.float16, torch.bfloat16, torch.float32
 EARLIER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention's
 
@@ -36,32 +40,36 @@ def load_autoencoder(
     path: str | Path, needed: Collection[str] = ()
 ) -> tuple[AutoencoderKL, dict[str, Any]]:
     """(autoencoder in eval mode on the CPU, in float32; facts) of a checkpoint, as load_model has
-    it, or of a folder of diffusers, which has no facts.
+    it, or of a folder of diffusers, which has no facts unless it was exported here.
 
     Raises UserError like load_model, and where half of the folder is missing or anything in it is
     not what models/autoencoder.py can be.
     """
-    folder = Path(path)
-    missing = [name for name in (CONFIG, WEIGHTS) if not is_there(folder / name)]
-    if len(missing) == 2 and is_there(folder / "vae" / CONFIG):
-        raise UserError(f"{path} is a whole pipeline of diffusers; give {folder / 'vae'}")
-    if len(missing) == 2:
+    if not _is_folder(path, "vae", "vqvae"):
         return load_model(path, "AutoencoderKL", needed)
-    if missing:
-        raise UserError(f"{path} is half a folder of diffusers: {missing[0]} is missing; add it")
+    model, facts, _ = _load(Path(path), "AutoencoderKL", _autoencoder_config)
+    return model, facts
 
-    # Checked before anything is built, as a checkpoint is.
-    config = _config(folder / CONFIG)
-    with closing(TensorFile(folder / WEIGHTS)) as file:
-        entries = {
-            _today(name): entry._replace(dtype=torch.float32) if entry.dtype in FLOATS else entry
-            for name, entry in file.entries.items()
-        }
-        cls, known = network_of(path, entries, config, "AutoencoderKL")
-        tensors = {_today(name): tensor.float() for name, tensor in file.read().items()}
-    model: Any = cls(known)
-    model.load_state_dict(tensors)
-    return model.eval(), {}
+
+def load_unet(path: str | Path, needed: Collection[str] = ()) -> tuple[UNet, dict[str, Any]]:
+    """(UNet in eval mode on the CPU, in float32; facts) of a checkpoint, as load_model has it, or
+    of a folder of diffusers' UNet2DModel.
+
+    Facts of such a folder: all, where it was exported here; else "shape" where its config says a
+    size, and "scheduler" where a pipeline's folder of that name lies beside it. Raises UserError
+    like load_autoencoder, and where that scheduler is none of models/scheduler.py.
+    """
+    if not _is_folder(path, "unet"):
+        return load_model(path, "UNet", needed)
+    model, facts, found = _load(Path(path), "UNet", _unet_config)
+    if facts:
+        return model, facts
+    size = found.get("sample_size")
+    size = [size, size] if type(size) is int else size
+    if type(size) is list and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
+        facts["shape"] = [model.config.in_channels, *size]
+    beside = Path(path).absolute().parent / "scheduler" / SCHEDULER
+    return model, facts | ({"scheduler": _schedule(beside)} if is_there(beside) else {})
 
 
 def check_images_said(path: str | Path, facts: dict[str, Any], given: Collection[str]) -> None:
@@ -71,8 +79,41 @@ def check_images_said(path: str | Path, facts: dict[str, Any], given: Collection
         raise UserError(f"{path} does not say its images; give {' and '.join(missing)}")
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """diffusers' config as ours; UserError names what models/autoencoder.py cannot be."""
+def _is_folder(path: str | Path, *parts: str) -> bool:
+    """Whether it is a folder of diffusers, and no checkpoint; UserError for half of one, and for a
+    pipeline of which one of these parts is meant."""
+    folder = Path(path)
+    missing = [name for name in (CONFIG, WEIGHTS) if not is_there(folder / name)]
+    if len(missing) == 1:
+        raise UserError(f"{path} is half a folder of diffusers: {missing[0]} is missing; add it")
+    for part in parts if missing else ():
+        if is_there(folder / part / CONFIG):
+            raise UserError(f"{path} is a whole pipeline of diffusers; give {folder / part}")
+    return not missing
+
+
+def _load(
+    folder: Path, kind: str, translate: Callable[[Path, dict], dict]
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """(network, facts, diffusers' config) of a folder; translate(path, that config) is ours."""
+    found = _read(folder / CONFIG)
+    config = translate(folder / CONFIG, found)
+    with closing(TensorFile(folder / WEIGHTS)) as file:
+        # Checked before anything is built, as a checkpoint is.
+        entries = {
+            _today(name): entry._replace(dtype=torch.float32) if entry.dtype in FLOATS else entry
+            for name, entry in file.entries.items()
+        }
+        cls, known = network_of(folder, entries, config, kind)
+        tensors = {_today(name): tensor.float() for name, tensor in file.read().items()}
+        exported = "facts" in file.metadata
+    model: Any = cls(known)
+    model.load_state_dict(tensors)
+    return model.eval(), load_facts(folder / WEIGHTS) if exported else {}, found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A config of diffusers, or a UserError."""
     with reading(path), open_regular(path) as file:
         text = file.read(LARGEST_CONFIG)
     try:
@@ -81,24 +122,63 @@ def _config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no JSON: {short(str(error))}; copy it anew") from None
     if type(found) is not dict:
         raise UserError(f"{path} is no table; copy it anew")
+    return found
 
-    # One kind of blocks, and both 1x1 convolutions.
-    widths = found.get("block_out_channels")
-    levels = len(widths) if type(widths) is list else 1
-    wanted = {
-        "_class_name": "AutoencoderKL",
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "act_fn": "silu",
-        "out_channels": found.get("in_channels"),
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-    }
+
+def _check(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """UserError for the first field that says something else."""
     for name, value in wanted.items():
         if found.get(name, value) != value:
             raise UserError(f"{path}: {name} is {short(found[name])}, only {short(value)} is taken")
-    config = {ours: found[theirs] for ours, theirs in FIELDS.items() if theirs in found}
+
+
+def _autoencoder_config(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """diffusers' config as ours; UserError names what models/autoencoder.py cannot be."""
+    widths = found.get("block_out_channels")
+    levels = len(widths) if type(widths) is list else 1
+    _check(path, found, autoencoder_said(levels, found.get("in_channels")))
+    config = {ours: found[said] for ours, said in AUTOENCODER_FIELDS.items() if said in found}
     return {**config, "attention": found.get("mid_block_add_attention", True)}
+
+
+def _unet_config(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The same for models/unet.py. What earlier versions do not say is diffusers' default."""
+    found = {"add_attention": True, "attention_head_dim": 8, "dropout": 0.0, **found}
+    widths, kinds = (
+        value if type(value) is list and value else [None]
+        for value in (found.get("block_out_channels"), found.get("down_block_types"))
+    )
+    attention = [level for level, kind in enumerate(kinds) if kind == "AttnDownBlock2D"]
+    wanted = unet_said(widths, found.get("in_channels"), attention)
+    if not attention:
+        del wanted["attention_head_dim"]  # of none
+    _check(path, found, wanted)
+    config = {ours: found[said] for ours, said in UNET_FIELDS.items() if said in found}
+    return {**config, "attention_levels": attention}
+
+
+def _schedule(path: Path) -> dict[str, Any]:
+    """A scheduler's config as facts["scheduler"] has it."""
+    found = {"beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False, **_read(path)}
+    said = found.get("prediction_type", "epsilon"), found.get("beta_schedule", "linear")
+    predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
+    schedules = {betas["beta_schedule"]: ours for ours, betas in BETAS.items()}
+    for name, value, known in zip(
+        ("prediction_type", "beta_schedule"), said, (predictions, schedules), strict=True
+    ):
+        if value not in list(known):
+            raise UserError(f"{path}: {name} is {short(value)}, only {', '.join(known)} are taken")
+    wanted = {**BETAS[schedules[said[1]]], "trained_betas": None, "rescale_betas_zero_snr": False}
+    _check(path, found, wanted)
+    num_steps, clips = found.get("num_train_timesteps", 1000), found["clip_sample"]
+    if type(num_steps) is not int or not 1 <= num_steps < 10**5 or type(clips) is not bool:
+        raise UserError(f"{path}: num_train_timesteps is {short(num_steps)}; copy it anew")
+    return {
+        "num_steps": num_steps,
+        "schedule": schedules[said[1]],
+        "prediction": predictions[said[0]],
+        "clip_x0": clips,
+    }
 
 
 def _today(name: str) -> str:

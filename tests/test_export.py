@@ -1,0 +1,403 @@
+"""--export: diffusers makes the same pictures of the same noise; the folder is whole or absent; it
+says what the checkpoints say."""
+
+import json
+import re
+from dataclasses import asdict
+
+import pytest
+import torch
+from fuzz import assert_one_line
+from helpers import CPU, randomize, run_python, run_script, scheduler, tree
+
+import latent_diffusion
+import mnist_diffusion
+from command_line.parsers import parse_latent, parse_mnist
+from common.errors import UserError
+from common.files import write_folder
+from data.latents import LatentStats
+from generation.export import AUTOENCODER, CARD, CODE, FILES, INDEX, UNET, folded
+from models.autoencoder import AutoencoderConfig, AutoencoderKL
+from models.scheduler import SCHEDULES
+from models.unet import UNet as Denoiser
+from models.unet import UNetConfig
+from training.checkpoint import fingerprint, load_model, save_model
+from training.foreign import SCHEDULER, WEIGHTS, scheduler_said
+from training.imported import load_autoencoder, load_unet
+
+SEEDS = 3, 4, 5
+SQUARE, WIDE = (8, 8), (8, 12)  # of latents
+STATS = LatentStats((0.7, -1.5, 0.1), (0.5, 2.0, 1.3))
+
+
+def save_denoiser(path, model, shape, config, **known):
+    facts = {"shape": [model.config.in_channels, *shape], "scheduler": asdict(config), **known}
+    save_model(path, randomize(model), facts)
+
+
+def save_digits(schedule="linear", prediction="eps", levels=(), **known):
+    """digits.safetensors, random weights in every tensor."""
+    config = scheduler(clip_x0=True, schedule=schedule, prediction=prediction).config
+    model = Denoiser(UNetConfig(1, (8, 16, 16), 1, 8, 0.1, levels))
+    save_denoiser("digits.safetensors", model, (28, 28), config, space="pixels", **known)
+
+
+def save_faces(size, channels=3, schedule="cosine", prediction="v", levels=(), **known):
+    """a.safetensors and d.safetensors, which belong together, random weights in every tensor."""
+    attends = bool(levels)
+    autoencoder = AutoencoderKL(AutoencoderConfig(channels, 3, (8, 16, 16), 1, 8, attends))
+    height, width = (4 * n for n in size)
+    save_model("a.safetensors", randomize(autoencoder, 1),
+               {"data": "faces", "size": [height, width], "step": 7})  # fmt: skip
+    config = scheduler(schedule=schedule, prediction=prediction).config
+    model = Denoiser(UNetConfig(3, (8, 16, 16), 1, 8, 0.0, levels))
+    save_denoiser(
+        "d.safetensors", model, size, config,
+        space="latents", size=[height, width], latent_stats=asdict(STATS),
+        autoencoder_id=fingerprint(autoencoder), data="faces", **known,
+    )  # fmt: skip
+
+
+def digits(*flags):
+    return parse_mnist(["--show", "digits.safetensors", *flags, *CPU[:2]])
+
+
+def faces(*flags):
+    return parse_latent(["--show", "d.safetensors", "--encoder", "a.safetensors", *flags, *CPU[:2]])
+
+
+def export_digits(folder="out"):
+    mnist_diffusion.main(digits("--export", folder))
+
+
+def export_faces(folder="out"):
+    latent_diffusion.main(faces("--export", folder))
+
+
+def ours(module, arguments, sampler, steps):
+    """Pictures of SEEDS, (B, H, W, C) in [-1, 1]."""
+    flags = "--sampler", sampler, "--sampling-steps", str(steps), "--precision", "fp32"
+    args = arguments(*flags)
+    pipeline = module.load(args, args.show)[0]
+    ((_, images, _),) = pipeline.batches(SEEDS)
+    return images.clamp(-1, 1).permute(0, 2, 3, 1)
+
+
+def loaded(folder="out", **trust):
+    diffusers = pytest.importorskip("diffusers")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **trust)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def theirs(pipe, steps, **more):
+    """The same by a pipeline of diffusers."""
+    generator = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    images = pipe(
+        batch_size=len(SEEDS), generator=generator, num_inference_steps=steps, output_type="np",
+        **more,
+    ).images  # fmt: skip
+    return 2 * torch.from_numpy(images) - 1
+
+
+def multistep(pipe, **more):
+    """The pipeline, with DPM-Solver++(2M)."""
+    import diffusers
+
+    config = pipe.scheduler.config
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config, **more)
+    return pipe
+
+
+def assert_same(got, want):
+    """Within 1e-4 of [-1, 1]; some values are no ends, which clipping would make equal."""
+    assert got.shape == want.shape
+    assert (want.abs() < 0.999).sum() > 10 and want.std() > 0.01
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Work in an empty folder, out of which this one is to be made."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Where diffusers keeps copies of a pipeline's code."""
+    dynamic = pytest.importorskip("diffusers.utils.dynamic_modules_utils")
+    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+
+# ---- The same pictures --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "levels"),
+    [("linear", "eps", ()), ("linear", "v", (1, 2)), ("scaled_linear", "eps", (0,)),
+     ("scaled_linear", "v", ()), ("cosine", "v", ())],
+)  # fmt: skip
+def test_digits_of_diffusers_are_ours(folder, schedule, prediction, levels):
+    diffusers = pytest.importorskip("diffusers")
+    save_digits(schedule, prediction, levels)
+    export_digits()
+    pipe = loaded()
+    assert type(pipe) is diffusers.DDPMPipeline
+    assert type(pipe.scheduler) is diffusers.DDPMScheduler
+    # Cosine: x0_hat of the first step is 20,000 times an error of eps_hat, of which ours is made;
+    # the smaller that step, the less of it is left.
+    steps = 50 if schedule == "cosine" else 10
+    want = ours(mnist_diffusion, digits, "dpm++", steps)
+    assert_same(theirs(multistep(pipe, thresholding=True), steps), want)
+    ddim = diffusers.DDIMPipeline.from_pretrained(folder)
+    ddim.set_progress_bar_config(disable=True)
+    want = ours(mnist_diffusion, digits, "ddim", steps)
+    assert_same(theirs(ddim, steps, use_clipped_model_output=True), want)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "schedule", "prediction", "levels"),
+    [(SQUARE, 3, "cosine", "v", ()), (WIDE, 3, "cosine", "v", (2,)),
+     (SQUARE, 1, "linear", "eps", ()), (WIDE, 1, "scaled_linear", "v", ()),
+     (WIDE, 3, "linear", "eps", (0, 1))],
+)  # fmt: skip
+def test_faces_of_diffusers_are_ours(folder, modules, size, channels, schedule, prediction, levels):
+    diffusers = pytest.importorskip("diffusers")
+    save_faces(size, channels, schedule, prediction, levels)
+    export_faces()
+    square = size == SQUARE
+    assert (folder / CODE).exists() != square
+    pipe = loaded(trust_remote_code=not square)
+    assert isinstance(pipe, diffusers.LDMPipeline) == square
+    assert type(pipe.scheduler) is diffusers.DDIMScheduler
+    want = ours(latent_diffusion, faces, "ddim", 10)
+    assert want.shape[1:] == (4 * size[0], 4 * size[1], channels)
+    assert_same(theirs(pipe, 10), want)
+    assert_same(theirs(multistep(pipe), 10), ours(latent_diffusion, faces, "dpm++", 10))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_of_that_name_are_ours(schedule):
+    diffusers = pytest.importorskip("diffusers")
+    mine = scheduler(schedule=schedule)
+    theirs = diffusers.DDPMScheduler.from_config(scheduler_said(mine.config))
+    torch.testing.assert_close(theirs.betas.double(), mine.beta, rtol=0, atol=3e-8)
+
+
+def test_default_steps_are_ancestral_with_our_sigma(folder):
+    """DDPM of an export is that of --sampler ddpm: fixed_large, and with T steps."""
+    save_digits()
+    export_digits()
+    pipe = loaded()
+    pipe.scheduler.set_timesteps(1000)
+    mine = scheduler(clip_x0=True)
+    xt, out, t = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28), 500
+    noise = torch.randn(xt.shape, generator=torch.Generator().manual_seed(1))
+    got = pipe.scheduler.step(out, t, xt, generator=torch.Generator().manual_seed(1)).prev_sample
+    torch.testing.assert_close(got, mine.step(xt, out, t, t - 1, noise), rtol=0, atol=1e-5)
+
+
+def test_whitening_is_within_the_autoencoder():
+    model = randomize(AutoencoderKL(AutoencoderConfig(3, 3, (8, 16), 1, 8)))
+    white, x = folded(model, STATS), torch.randn(2, 3, 16, 24)
+    with torch.no_grad():
+        got, want = white.encode(x), model.encode(x)
+        torch.testing.assert_close(got.mean, STATS.whiten(want.mean), rtol=0, atol=1e-5)
+        std = torch.tensor(STATS.std)[:, None, None]
+        torch.testing.assert_close(got.logvar, want.logvar - 2 * std.log(), rtol=0, atol=1e-5)
+        again = white.decode(got.mean)
+        torch.testing.assert_close(again, model.decode(want.mean), rtol=0, atol=1e-5)
+
+
+# ---- What is in the folder ----------------------------------------------------------------------
+
+
+def test_weights_of_an_export_are_checkpoints(folder):
+    """--show takes them, and --init and --encoder take their folders, with all that they say."""
+    save_faces(WIDE, levels=(1,))
+    export_faces()
+    before = ours(latent_diffusion, faces, "ddim", 5)
+    unet, autoencoder = folder / UNET, folder / AUTOENCODER
+    path = str(unet / WEIGHTS)
+
+    def exported(*flags):
+        return parse_latent(["--show", path, "--encoder", str(autoencoder), *flags, *CPU[:2]])
+
+    assert_same(ours(latent_diffusion, exported, "ddim", 5), before)
+    model, facts = load_unet(unet)
+    whole = load_model("d.safetensors", "UNet")
+    assert fingerprint(model) == fingerprint(whole[0]) and model.config == whole[0].config
+    assert facts == whole[1] | {
+        "latent_stats": {"mean": [0.0] * 3, "std": [1.0] * 3},
+        "autoencoder_id": fingerprint(load_autoencoder(autoencoder)[0]),
+    }
+    assert load_autoencoder(autoencoder)[1] == load_model("a.safetensors", "AutoencoderKL")[1]
+
+
+def test_configs_say_all_that_diffusers_asks(folder):
+    """Each field is one that its class knows."""
+    diffusers = pytest.importorskip("diffusers")
+    save_faces(SQUARE)
+    export_faces()
+    parts = json.loads((folder / INDEX).read_text())
+    for part, (_, name) in ((k, v) for k, v in parts.items() if not k.startswith("_")):
+        config = SCHEDULER if part == "scheduler" else "config.json"
+        said = json.loads((folder / part / config).read_text())
+        assert said.pop("_class_name") == name
+        known = set()
+        for cls in (getattr(diffusers, name), diffusers.DDPMScheduler):  # which --sampler ddpm is
+            known |= set(cls._get_init_keys(cls))
+        assert {k for k in said if not k.startswith("_")} <= known
+
+
+HOSTILE_NAME = "<img src=x>|`a`\n# b [c](http://d) *e*"
+
+
+def test_the_card_says_what_the_checkpoints_say(folder):
+    card = {"images seen": "1,013,000", "terms": "non-commercial research only"}
+    save_faces(SQUARE, channels=1, epoch=21, step=15835, valid_loss=0.25, card=card,
+               data_root="data")  # fmt: skip
+    export_faces()
+    text = (folder / CARD).read_text()
+    assert text.startswith("---\nlibrary_name: diffusers\n")
+    for row in (
+        "pictures | 32x32, grey", "latents | 3 channels of 8x8", "the denoiser predicts | v",
+        "noise schedule | cosine, 1000 steps", "denoiser: trained on | faces",
+        "denoiser: epochs | 21", "denoiser: steps | 15835", "denoiser: validation loss | 0.25",
+        "denoiser: images seen | 1,013,000", "denoiser: terms | non-commercial research only",
+        "autoencoder: trained on | faces", "autoencoder: steps | 7",
+    ):  # fmt: skip
+        assert f"| {row} |\n" in text, row
+
+
+def test_whatever_checkpoints_say_is_text_in_the_card(folder):
+    save_digits(data=f"/home/me/{HOSTILE_NAME}", card={HOSTILE_NAME: HOSTILE_NAME, "n": [1] * 999})
+    export_digits()
+    text = (folder / CARD).read_text()
+    assert "/home" not in text and "<img" not in text.replace(r"\<", "")
+    rows = [line for line in text.splitlines() if line.startswith("| denoiser: ")]
+    assert len(rows) == 3  # with no line of its own
+    for row in rows:
+        assert len(re.findall(r"(?<!\\)\|", row)) == 3
+        assert not re.search(r"(?<!\\)[<>`*\[\]#]", row)
+
+
+@pytest.mark.parametrize("what", ["digits", "square", "wide"])
+def test_the_code_of_the_card_makes_pictures(folder, modules, what):
+    pytest.importorskip("diffusers")
+    if what == "digits":
+        save_digits()
+        export_digits()
+    else:
+        save_faces(SQUARE if what == "square" else WIDE)
+        export_faces()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (folder / CARD).read_text(), re.DOTALL))
+    assert code.count("images = ") == 2
+    code = code.replace("path/to/this/folder", "out")
+    code = code.replace("generator=generator)", "generator=generator, num_inference_steps=2)")
+    code = code.replace("num_inference_steps=20", "num_inference_steps=2")
+    names = {}
+    exec(code, names)
+    wide = {"digits": (28, 28), "square": (32, 32), "wide": (48, 32)}[what]
+    assert [image.size for image in names["images"]] == [wide] * 4
+
+
+# ---- Where it goes ------------------------------------------------------------------------------
+
+
+def test_an_export_is_replaced_as_a_whole(folder):
+    save_faces(WIDE)
+    export_faces("deep/out")
+    save_faces(SQUARE)
+    export_faces("deep/out")
+    found = {path.as_posix() for path in tree(folder.parent / "deep/out")}
+    assert found == FILES - {CODE}
+    assert [p.name for p in (folder.parent / "deep").iterdir()] == ["out"]  # nothing beside it
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_is_interrupted_changes_nothing(folder, monkeypatch, error):
+    def interrupted(*args):
+        raise error
+
+    save_digits()
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr("generation.export.model_card", interrupted)
+        export_digits()
+    assert [p.name for p in folder.parent.iterdir()] == ["digits.safetensors"]
+    export_digits()
+    before = tree(folder.parent)
+    save_digits("cosine")
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr("generation.export.model_card", interrupted)
+        export_digits()
+    assert tree(folder) == {
+        k.relative_to("out"): v for k, v in before.items() if k.parts[0] == "out"
+    }
+    assert len(list(folder.parent.iterdir())) == 2
+
+
+def test_what_a_kill_has_left_goes_with_the_next(tmp_path):
+    for which in ("new", "old"):
+        (tmp_path / f".a.{which}.tmp").mkdir()
+        (tmp_path / f".a.{which}.tmp" / "x").touch()
+    write_folder(tmp_path / "a", lambda folder: (folder / "y").touch())
+    assert [p.as_posix() for p in tree(tmp_path)] == ["a/y"]
+
+
+def test_one_process_writes_at_a_time(tmp_path):
+    code = "from common.files import write_folder\nwrite_folder('a', lambda folder: None)"
+    tries = []
+    write_folder(tmp_path / "a", lambda _: tries.append(run_python(code, tmp_path)))
+    assert "UserError: another process writes" in tries[0].stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "unet/other.bin", CARD])
+def test_somebody_elses_folder_is_left_alone(folder, name):
+    """Also one that has a file of such a name, or one more than an export has."""
+    save_digits()
+    if name != CARD:
+        export_digits()
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("mine")
+    before = tree(folder)
+    with pytest.raises(
+        UserError, match=f"out/{name} is there, and was not exported here"
+    ) as caught:
+        export_digits()
+    assert_one_line(caught.value, folder)
+    assert tree(folder) == before
+
+
+def test_where_it_can_not_go(folder):
+    save_digits()
+    folder.write_text("")
+    with pytest.raises(UserError, match="^--export out is a file, not a folder; choose another"):
+        export_digits()
+    with pytest.raises(UserError, match="out cannot be made"):
+        export_digits("out/deeper")
+    folder.unlink()
+    folder.mkdir()
+    export_digits()  # an empty one is filled
+    assert {path.as_posix() for path in tree(folder)} < FILES
+
+
+def test_one_of_several_processes_exports(folder, monkeypatch):
+    save_digits()
+    monkeypatch.setattr("generation.export.is_first", lambda: False)
+    export_digits()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("flags", [["--seed", "3"], ["--sampler", "ddim"], ["--out", "x"]])
+def test_flags_that_would_do_nothing_are_refused(folder, flags):
+    for script in ("mnist_diffusion.py", "latent_diffusion.py"):
+        arguments = "--show", "d.safetensors", "--export", "out", *flags
+        status, _, err = run_script(script, *arguments, cwd=folder.parent, check=False)
+        assert status == 2 and f"{flags[0]} does not go with --export" in err
+    status, _, err = run_script(
+        "mnist_diffusion.py", "--train", "--export", "out", cwd=folder.parent, check=False
+    )
+    assert status == 2 and "--export does not go with --train" in err
