@@ -18,10 +18,12 @@ from common.launch import is_first
 from data.latents import LatentStats
 from generation.model_card import model_card
 from generation.pipeline import Pipeline
+from generation.release import for_others
 from models.autoencoder import AutoencoderKL
 from models.unet import UNet
-from training.checkpoint import fingerprint, load_facts, save_model
+from training.checkpoint import load_facts, save_model
 from training.codec import LatentCodec
+from training.first_stage import encoder_id
 from training.foreign import (
     AUTOENCODER_FIELDS,
     CONFIG,
@@ -118,7 +120,7 @@ def _fill(
     unet, codec, (_, height, width) = pipeline.model, pipeline.codec, pipeline.shape
     parts = {"scheduler": "DDPMScheduler", UNET: "UNet2DModel"}
     kind: Any = "DDPMPipeline"
-    facts = dict(facts)
+    facts = for_others(facts)
 
     # Of latents: the whitening is within the autoencoder, so LatentStats are those of white ones.
     if isinstance(codec, LatentCodec):
@@ -127,10 +129,10 @@ def _fill(
         autoencoder = folded(codec.autoencoder, codec.stats)
         c = len(codec.stats.mean)
         facts["latent_stats"] = {"mean": [0.0] * c, "std": [1.0] * c}
-        facts["autoencoder_id"] = fingerprint(autoencoder)
+        facts["autoencoder_id"] = encoder_id(autoencoder)
         size = max(height, width) * autoencoder.stride
         _write_json(folder / AUTOENCODER / CONFIG, autoencoder_config(autoencoder, size))
-        save_model(folder / AUTOENCODER / WEIGHTS, autoencoder, dict(trained_on))
+        save_model(folder / AUTOENCODER / WEIGHTS, autoencoder, for_others(trained_on))
     if isinstance(kind, list):
         _write_text(folder / CODE, LATENT_PIPELINE)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import short
 from generation.pipeline import Pipeline
+from generation.release import CARD
 from training.codec import LatentCodec
 from training.progress import parameters
 
@@ -95,7 +96,7 @@ def _said(network: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     found = {said: facts[name] for name, said in SAID.items() if facts.get(name) is not None}
     if "trained on" in found:
         found["trained on"] = Path(str(found["trained on"])).name
-    card = facts.get("card")
+    card = facts.get(CARD)
     found |= card if type(card) is dict else {}
     return {f"{network}: {key}": value for key, value in found.items()}
 

@@ -6,6 +6,7 @@ python3 -m generation.release checkpoints/denoiser/DDD.safetensors --name faces6
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,15 @@ def _write(kind: str, name: str, model: Any, facts: dict[str, Any]) -> Path:
     path = Path("checkpoints", kind, f"{name}.safetensors")
     if path.exists():
         raise UserError(f"{path} is there already; move it away, or choose another --name")
-    facts = {k: v for k, v in facts.items() if k != "init"}
-    facts |= {"data_root": "data"} if "data_root" in facts else {}  # where others have their data
-    save_model(path, model, facts, torch.float16)
+    save_model(path, model, for_others(facts), torch.float16)
     print(told("checkpoint", f"{path}, {file_size(path.stat().st_size)}"))
     return path
+
+
+def for_others(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts without what means something on this machine only."""
+    known = {k: v for k, v in facts.items() if k != "init"}
+    return known | ({"data_root": "data"} if "data_root" in facts else {})  # where others have it
 
 
 def tell_card(facts: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ NAMES = {
     "precision": choices.PRECISIONS, "compile": ("on", "off"), "device": ("cpu", "cuda"),
     "size": ("16x32", "32x16"), "name": ("a", "b"), "resume": ("a", "b"), "out": ("a", "b"),
     "data": ("a", "b"), "data_root": ("a", "b"), "encoder": ("a", "b"), "init": ("a", "b"),
+    "export": ("a", "b"),
     "channels": ("8", "16"), "attention": ("2", "1,2"),
     "batch": ("5", "3"), "interpolate": ("3 4", "5 6"),
 }  # fmt: skip

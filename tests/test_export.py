@@ -22,6 +22,7 @@ from models.scheduler import SCHEDULES
 from models.unet import UNet as Denoiser
 from models.unet import UNetConfig
 from training.checkpoint import fingerprint, load_model, save_model
+from training.first_stage import encoder_id
 from training.foreign import SCHEDULER, WEIGHTS, scheduler_said
 from training.imported import load_autoencoder, load_unet
 
@@ -230,7 +231,7 @@ def test_weights_of_an_export_are_checkpoints(folder):
     assert fingerprint(model) == fingerprint(whole[0]) and model.config == whole[0].config
     assert facts == whole[1] | {
         "latent_stats": {"mean": [0.0] * 3, "std": [1.0] * 3},
-        "autoencoder_id": fingerprint(load_autoencoder(autoencoder)[0]),
+        "autoencoder_id": encoder_id(load_autoencoder(autoencoder)[0]),
     }
     assert load_autoencoder(autoencoder)[1] == load_model("a.safetensors", "AutoencoderKL")[1]
 
@@ -272,9 +273,16 @@ def test_the_card_says_what_the_checkpoints_say(folder):
 
 
 def test_whatever_checkpoints_say_is_text_in_the_card(folder):
-    save_digits(data=f"/home/me/{HOSTILE_NAME}", card={HOSTILE_NAME: HOSTILE_NAME, "n": [1] * 999})
+    save_digits(
+        data=f"/home/me/{HOSTILE_NAME}",
+        init="/home/me/a",
+        data_root="/home/me/b",
+        card={HOSTILE_NAME: HOSTILE_NAME, "n": [1] * 999},
+    )
     export_digits()
     text = (folder / CARD).read_text()
+    facts = load_unet(folder / UNET)[1]
+    assert facts["data_root"] == "data" and "init" not in facts
     assert "/home" not in text and "<img" not in text.replace(r"\<", "")
     rows = [line for line in text.splitlines() if line.startswith("| denoiser: ")]
     assert len(rows) == 3  # with no line of its own
