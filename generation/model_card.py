@@ -11,7 +11,7 @@ from generation.release import CARD
 from training.codec import LatentCodec
 from training.progress import parameters
 
-SAID = {"data": "trained on", "epoch": "epochs", "step": "steps", "valid_loss": "validation loss"}
+SAID = {"data": "trained on", "epoch": "epochs", "step": "steps"}  # facts: what they are called
 PIXELS = "A diffusion model: it makes pictures of noise, step by step."
 LATENTS = (
     "A latent diffusion model: its denoiser makes latents of noise, its decoder pictures of them."
@@ -24,7 +24,8 @@ pipeline_tag: unconditional-image-generation
 
 # {name}
 
-{what} It was trained and exported with "Latent diffusion (from scratch)".
+{what} Exported by
+"Latent diffusion (from scratch)".
 
 | | |
 | --- | --- |
@@ -96,6 +97,11 @@ def _said(network: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     found = {said: facts[name] for name, said in SAID.items() if facts.get(name) is not None}
     if "trained on" in found:
         found["trained on"] = Path(str(found["trained on"])).name
+    if type(loss := facts.get("valid_loss")) is float:  # an autoencoder's is its PSNR, negative
+        denoises = network == "denoiser"
+        found["validation loss" if denoises else "validation PSNR"] = (
+            f"{loss:.4g}" if denoises else f"{-loss:.2f} dB"
+        )
     card = facts.get(CARD)
     found |= card if type(card) is dict else {}
     return {f"{network}: {key}": value for key, value in found.items()}
