@@ -48,8 +48,8 @@ def save_faces(size, channels=3, schedule="cosine", prediction="v", levels=(), *
     attends = bool(levels)
     autoencoder = AutoencoderKL(AutoencoderConfig(channels, 3, (8, 16, 16), 1, 8, attends))
     height, width = (4 * n for n in size)
-    save_model("a.safetensors", randomize(autoencoder, 1),
-               {"data": "faces", "size": [height, width], "step": 7, "valid_loss": -31.4057})  # fmt: skip
+    facts = {"data": "faces", "size": [height, width], "step": 7, "valid_loss": -31.4057}
+    save_model("a.safetensors", randomize(autoencoder, 1), facts)
     config = scheduler(schedule=schedule, prediction=prediction).config
     model = Denoiser(UNetConfig(3, (8, 16, 16), 1, 8, 0.0, levels))
     save_denoiser(
