@@ -31,7 +31,7 @@ from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.export import export
 from generation.image_sets import autoencoder_spaces, dataset_images, imagenet_spaces
 from generation.output import fill_folder, make_pictures
-from generation.pipeline import Pipeline, Sampling, load_denoiser
+from generation.pipeline import Pipeline, Sampling, load_beginning, load_denoiser
 from generation.release import tell_card
 from generation.seeing import TrainingSet
 from models.autoencoder import AutoencoderKL
@@ -129,7 +129,9 @@ def begun(args: Arguments, state: dict | None) -> tuple[Arguments, UNet | None, 
         return args, network_in(state), facts_in(state, ("latent_stats", "autoencoder_id"))
     if not args.init:
         return args, None, {}
-    model, scheduler, known = load_denoiser(args.init, "latents")
+    model, scheduler, known = load_beginning(args.init, "latents")
+    if not known and not args.encoder:
+        raise UserError(f"{args.init} does not say its autoencoder; give --encoder")
     found = args.encoder or str(encoder_of(args.init, known["autoencoder_id"]))
     others = {"encoder": found, "dropout": model.config.dropout}
     args = args.begun_from(args.init, denoiser_flags(model, scheduler), others)

@@ -30,7 +30,7 @@ from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.export import export
 from generation.image_sets import Space, tensor_images
 from generation.output import fill_folder, make_pictures
-from generation.pipeline import Pipeline, Sampling, load_denoiser
+from generation.pipeline import Pipeline, Sampling, load_beginning, load_denoiser
 from generation.release import tell_card
 from generation.seeing import TrainingSet
 from models.scheduler import DDPMScheduler, SchedulerConfig
@@ -66,7 +66,8 @@ def train(args: Arguments) -> None:
     # What there is to go on with: the network of a resumed run, or of --init.
     model = network_in(state) if state else None
     if args.init and not state:
-        model, scheduler, _ = load_digits(args.init)
+        model, scheduler, known = load_beginning(args.init, "pixels")
+        check_digits(args.init, model, known.get("shape", [model.config.in_channels, 28, 28]))
         others = {"dropout": model.config.dropout}
         args = args.begun_from(args.init, denoiser_flags(model, scheduler), others)
         model = with_dropout(model, args.dropout)
@@ -153,7 +154,8 @@ def evaluate(args: Arguments) -> None:
 
 def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any]]:
     """(Pipeline of a denoiser's checkpoint, the checkpoint's facts)."""
-    model, scheduler, facts = load_digits(path)
+    model, scheduler, facts = load_denoiser(path, "pixels")
+    check_digits(path, model, facts["shape"])
     runtime = Runtime(args.device, args.precision)
     settings = {"eta": args.eta, "sigma_scale": args.sigma_scale}
     pipeline = Pipeline(
@@ -163,12 +165,10 @@ def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any]]:
     return pipeline, facts
 
 
-def load_digits(path: str) -> tuple[UNet, DDPMScheduler, dict[str, Any]]:
-    """load_denoiser's, of digits; UserError for pictures of another shape."""
-    model, scheduler, facts = load_denoiser(path, "pixels")
-    if facts["shape"] != SHAPE:
-        raise UserError(f"{path} makes pictures of {facts['shape']}, but digits are {SHAPE}")
-    return model, scheduler, facts
+def check_digits(path: str, model: UNet, shape: list[int]) -> None:
+    """Raise UserError where a network makes pictures of another shape."""
+    if shape != SHAPE or SHAPE[1] % model.stride:
+        raise UserError(f"{path} makes pictures of {shape}, but digits are {SHAPE}")
 
 
 def digits(root: str) -> TrainingSet:

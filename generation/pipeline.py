@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.choices import SAMPLERS
+from common.choices import NUM_STEPS, SAMPLERS
 from common.errors import DamagedError, UserError, short
 from models.diffusion import epsilon
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
 from training import distributed
-from training.checkpoint import check_fields, load_model
+from training.checkpoint import check_fields
 from training.codec import Codec
+from training.imported import load_unet
 from training.runtime import Runtime
 
 NEEDED = {  # facts of a denoiser
@@ -36,7 +37,7 @@ def load_denoiser(path: str | Path, space: str) -> tuple[UNet, DDPMScheduler, di
     Raises UserError as load_model does, for a denoiser of the other space, and where its facts do
     not fit its network.
     """
-    model, facts = load_model(path, "UNet")
+    model, facts = load_unet(path)
     if facts.get("space") != space:
         script = {"pixels": "mnist_diffusion.py", "latents": "latent_diffusion.py"}
         found = short(facts.get("space"))
@@ -50,6 +51,21 @@ def load_denoiser(path: str | Path, space: str) -> tuple[UNet, DDPMScheduler, di
     if not fits or height % model.stride or width % model.stride:
         raise DamagedError(path, f"its shape {facts['shape']} is not of its network")
     return model, DDPMScheduler(_scheduler_config(facts["scheduler"])), facts
+
+
+def load_beginning(
+    path: str | Path, space: str
+) -> tuple[UNet, DDPMScheduler | None, dict[str, Any]]:
+    """load_denoiser's, to begin a training with; or of a folder of diffusers' UNet2DModel, which
+    has no facts, and None where no schedule lies beside it."""
+    model, facts = load_unet(path)
+    if "space" in facts or not Path(path).is_dir():
+        return load_denoiser(path, space)
+    known = facts.get("scheduler", {"num_steps": NUM_STEPS})
+    if known["num_steps"] != NUM_STEPS:
+        wrong = f"{path}: the schedule beside it has {known['num_steps']} steps"
+        raise UserError(f"{wrong}, only {NUM_STEPS} are taken")
+    return model, DDPMScheduler(SchedulerConfig(**known)) if "schedule" in known else None, {}
 
 
 def _scheduler_config(known: dict[str, Any]) -> SchedulerConfig:

@@ -10,7 +10,16 @@ from dataclasses import asdict
 import pytest
 import torch
 from fuzz import HOSTILE, NO_JSON, assert_one_line, damaged_trees, some
-from helpers import CPU, randomize, run_encoder, run_latent, run_script, scheduler, write_images
+from helpers import (
+    CPU,
+    randomize,
+    run_digits,
+    run_encoder,
+    run_latent,
+    run_script,
+    scheduler,
+    write_images,
+)
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
@@ -405,3 +414,33 @@ def test_half_a_folder_of_a_unet_and_a_whole_pipeline_are_refused(unet):
     (unet / WEIGHTS).write_bytes(content)
     (unet / CONFIG).unlink()
     refused_unet(unet, "unet is half a folder of diffusers: config.json is missing; add it$")
+
+
+def test_a_unet_of_diffusers_is_gone_on_with(folder, unet, no_figures):
+    """Its widths are not in the proportions of --channels; its schedule is that beside it."""
+    model = randomize(UNet(UNetConfig(4, (8, 16, 24), 2, 4, 0.0, (2,))))
+    said = {**said_of_unet(), **unet_said((8, 16, 24), 4, (2,))}
+    said |= {"block_out_channels": [8, 16, 24], "in_channels": 4, "layers_per_block": 2}
+    (unet / CONFIG).write_text(json.dumps(said))
+    save_file(model.state_dict(), unet / WEIGHTS, {"format": "pt"})
+    put_scheduler(unet, **scheduler_said(scheduler(schedule="scaled_linear").config))
+    of_images = ("--data", "pictures", "--size", "32x32")
+    small = ("--batch", 4, "--steps", 1, "--lr", 1e-9, "--name", "a")
+    with pytest.raises(UserError, match="does not say its autoencoder; give --encoder"):
+        run_latent("--init", unet, *of_images, *small)
+    run_latent("--init", unet, "--encoder", "vae", *of_images, *small)
+    run_latent("--resume", "a", "--steps", 2)
+    path = max(folder.parent.glob("checkpoints/denoiser/a_epoch*.safetensors"))
+    again, facts = load_model(path, "UNet")
+    assert again.config == model.config
+    assert facts["scheduler"]["schedule"] == "scaled_linear"
+    assert facts["scheduler"]["prediction"] == "eps" and not facts["scheduler"]["clip_x0"]
+    for name, weight in model.state_dict().items():  # at that rate they hardly moved
+        torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=1e-6)
+
+    put_scheduler(unet, **scheduler_said(scheduler(250).config))
+    with pytest.raises(UserError, match="has 250 steps, only 1000 are taken"):
+        run_latent("--init", unet, "--encoder", "vae", *of_images, *small[:-1], "b")
+    with pytest.raises(UserError, match="makes pictures of .4, 28, 28., but digits are"):
+        shutil.rmtree(unet.parent / "scheduler")
+        run_digits("--init", unet, *small[:-1], "b")

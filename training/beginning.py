@@ -51,16 +51,18 @@ def autoencoder_flags(model: AutoencoderKL) -> dict[str, Any]:
     }
 
 
-def denoiser_flags(model: UNet, scheduler: DDPMScheduler) -> dict[str, Any]:
-    """{name: value} of the flags that such a network with its schedule fixes."""
+def denoiser_flags(model: UNet, scheduler: DDPMScheduler | None) -> dict[str, Any]:
+    """{name: value} of the flags that such a network fixes, and its schedule where it is known."""
     config = model.config
-    return {
+    flags = {
         "channels": config.channels[0],
         "blocks": config.blocks,
         "attention": ",".join(map(str, config.attention_levels)) or None,
-        "schedule": scheduler.config.schedule,
-        "prediction": scheduler.config.prediction,
     }
+    if scheduler:
+        flags["schedule"] = scheduler.config.schedule
+        flags["prediction"] = scheduler.config.prediction
+    return flags
 
 
 def with_dropout(model: UNet, dropout: float) -> UNet:
