@@ -96,7 +96,7 @@ def inpainted(
     resampling: int,
 ) -> Edited:  # fmt: skip
     """What is white, (1, 1, h, w) bool, made anew with each seed. Every other pixel stays as it
-    is."""
+    is, but for a narrow seam."""
     # What lies under the mask must not matter, so it goes before anything is encoded.
     below = editing.filled(to_pixels(picture.pixels)[None], white)
     x = picture.seen(below)

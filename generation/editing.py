@@ -166,14 +166,15 @@ def filled(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def feathered(mask: torch.Tensor) -> torch.Tensor:
-    """How much of a new picture is taken, (1, 1, H, W) in [0, 1]: nothing where it is not masked,
-    all within, and less along the seam, whose width grows with the picture to FEATHER pixels."""
+    """How much of a new picture is taken, (1, 1, H, W) in [0, 1]: all where it is masked, nothing
+    elsewhere, and less and less along the seam around the mask, whose width grows with the picture
+    to FEATHER pixels."""
     width = min(FEATHER, min(mask.shape[2:]) // FEATHERED)
-    known, inner = (~mask).float(), []
+    share, grown = mask.float(), []
     for _ in range(width + 1):
-        inner.append(1 - known)
-        known = F.max_pool2d(known, 3, stride=1, padding=1)
-    return torch.stack(inner).mean(dim=0)
+        grown.append(share)
+        share = F.max_pool2d(share, 3, stride=1, padding=1)
+    return torch.stack(grown).mean(dim=0)
 
 
 def to_shape(mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
