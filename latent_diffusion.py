@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from command_line.defaults import FACES
+from command_line.editing import edit_of
 from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
 from common.choices import NUM_STEPS
 from common.errors import UserError
@@ -27,6 +29,7 @@ from data.caching import cache_bytes, cache_id, cache_latents
 from data.images import ImageDataset, open_images
 from data.latents import MANIFEST, LatentDataset, LatentStats
 from data.order import ShuffledOrder, fixed_sample
+from generation.edited import edit_picture
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.export import export
 from generation.image_sets import autoencoder_spaces, dataset_images, imagenet_spaces
@@ -213,13 +216,16 @@ def denoiser_data(
 
 
 def show(args: Arguments) -> None:
-    """Generate pictures: sample latents, unwhiten them, decode."""
+    """Generate pictures: sample latents, unwhiten them, decode; or edit a picture, or export."""
     pipeline, facts, trained_on = load(args, args.show)
     if args.export is not None:
         return export(pipeline, Path(args.export), args.show, facts, trained_on)
     tell_card(facts)
+    out = Path(args.out)
+    if edit := edit_of(args, FACES.fig):
+        return edit_picture(pipeline, facts["size"], args.seeds, out, **edit)
     make_pictures(
-        pipeline, args.seeds, Path(args.out),
+        pipeline, args.seeds, out,
         film=args.film,
         interpolate=args.interpolate,
         neighbours=cached_means(args.show, facts) if args.neighbours else None,

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from command_line.defaults import DIGITS
+from command_line.editing import edit_of
 from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
 from common.choices import NUM_STEPS
 from common.errors import UserError
@@ -26,6 +28,7 @@ from data.mnist import mnist_images
 from data.order import ShuffledOrder
 from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
+from generation.edited import edit_picture
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.export import export
 from generation.image_sets import Space, tensor_images
@@ -114,14 +117,17 @@ def train(args: Arguments) -> None:
 
 
 def show(args: Arguments) -> None:
-    """Draw new digits with a trained denoiser."""
+    """Draw new digits with a trained denoiser, or edit a picture."""
     pipeline, facts = load(args, args.show)
     if args.export is not None:
         return export(pipeline, Path(args.export), args.show, facts)
     tell_card(facts)
+    out = Path(args.out)
+    if edit := edit_of(args, DIGITS.fig):
+        return edit_picture(pipeline, SHAPE[1:], args.seeds, out, **edit)
     root = args.data_root_of(facts)
     make_pictures(
-        pipeline, args.seeds, Path(args.out),
+        pipeline, args.seeds, out,
         film=args.film,
         interpolate=args.interpolate,
         neighbours=digits(root) if args.neighbours else None,

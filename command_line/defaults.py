@@ -44,6 +44,9 @@ NUM_IMAGES: dict[str, tuple[int, int, float]] = {
     "film": (1, 1, 8),
     "interpolate": (9, 2, math.inf),
     "neighbours": (8, 1, 100),
+    "inpaint": (4, 1, 100),
+    "vary": (4, 1, 100),
+    "invert": (9, 2, 100),
 }
 FIGURES = frozenset({"film", "interpolate", "neighbours"})  # what --show makes instead of pictures
 

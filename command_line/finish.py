@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from command_line.defaults import EVALUATED_STEPS, FIGURES, NUM_IMAGES, DenoiserDefaults
+from command_line.editing import EDITS, check_editing
 from command_line.flags import EVALUATE, TRAIN, Arguments, Parser
 from common.choices import PICTURES, SAMPLERS
 from common.launch import launched
@@ -26,8 +27,9 @@ def finish(
     limit = values.get("time_limit")  # counted from here: caching and importing take time too
     values["deadline"] = limit and time.monotonic() + 60 * limit
     if mode != TRAIN and denoiser is not None:
+        edit = check_editing(parser, values, given)
         _check_sampler(parser, values, given)
-        figure = next(iter(given & FIGURES), None)
+        figure = edit or next(iter(given & FIGURES), None)
         values["num_images"] = _num_images(parser, values, given, figure, denoiser)
         values |= _steps_and_out(parser, values, given, figure, denoiser)
     return Arguments(values, given, parser.flags)
@@ -99,7 +101,8 @@ def _steps_and_out(
         if Path(out).suffix.lower() in PICTURES:
             parser.error(f"--evaluate makes a folder of pictures, but --out is {out}")
     out = out or f"{denoiser.fig}/{figure or 'generated'}.png"
-    if figure and not out.lower().endswith(".png"):
+    is_folder = figure in EDITS and Path(out).suffix.lower() not in PICTURES
+    if figure and not is_folder and not out.lower().endswith(".png"):
         parser.error(f"--{figure} makes a .png, but --out is {out}")
     return {"sampling_steps": steps, "out": out}
 

@@ -207,8 +207,8 @@ def showing_flags(parser: Parser, default: DenoiserDefaults) -> None:
     seeing.add("--export", text, metavar="DIR")
     text = ".png or .jpg: one grid; anything else: a folder of single PNGs; those there are kept"
     otherwise = (
-        f"{default.fig}/generated.png, or film.png, interpolate.png, neighbours.png; with "
-        "--evaluate a folder named by its settings"
+        f"{default.fig}/generated.png, or film.png, interpolate.png, neighbours.png, or an edit's "
+        "name; with --evaluate a folder named by its settings"
     )
     group.add("--out", text, metavar="PATH", otherwise=otherwise)
 

@@ -1,6 +1,7 @@
 """The command lines of the three scripts. No torch here: --help answers at once."""
 
 from command_line.defaults import DIGITS, ENCODER, FACES, LATENT, MNIST
+from command_line.editing import editing_flags
 from command_line.finish import finish
 from command_line.flags import ALL, SHOW, TRAIN, Arguments, Parser, Resuming
 from command_line.groups import (
@@ -34,6 +35,7 @@ def parse_mnist(argv: list[str] | None = None) -> Arguments:
     training_flags(parser, MNIST, ALL)
     denoiser_flags(parser, MNIST, DIGITS)
     showing_flags(parser, DIGITS)
+    editing_flags(parser, latents=False)
     machine_flags(parser)
     values, given = parser.read(argv)
     if values["show"] is not None and "neighbours" not in given:  # the training digits
@@ -110,6 +112,8 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
             "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\",
             "    --encoder checkpoints/autoencoder/AAA.safetensors --sigma-scale 0.95 "
             "--out low.png",
+            "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\",
+            "    --inpaint face.jpg --mask glasses.png --out inpainted",
             "python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors",
         ],
     )
@@ -131,6 +135,7 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
     training_flags(parser, LATENT, ALL)
     denoiser_flags(parser, LATENT, FACES)
     showing_flags(parser, FACES)
+    editing_flags(parser, latents=True)
     machine_flags(parser, workers=True)
     values, given = parser.read(argv)
     begins = values["train"] and values["resume"] is None and values["init"] is None

@@ -103,18 +103,18 @@ def _row_by_row(image: Image.Image) -> bool:
 
 def fit(
     image: Image.Image,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     channels: int,
     whites: Mapping[str, float] = WHITES,
 ) -> torch.Tensor:
-    """A PIL image of any mode and size -> uint8 tensor (channels, H, W), size = (H, W).
+    """A PIL image of any mode and size -> uint8 tensor (channels, H, W), size = (H, W), or None:
+    its own, once it is upright.
 
     channels: 1 or 3. whites: like WHITES, for values of 16 bits and floats. Turned as its EXIF
     says, resized to cover (unless at most CROP_ONLY too large), then centre-cropped; transparency
     over white; colours as sRGB. Raises Unreadable.
     """
-    height, width = size
-    prepare(image, size)
+    prepare(image, size or (image.height, image.width))
     with named_damage():
         profile = foreign_profile(image)
         image.load()
@@ -123,15 +123,12 @@ def fit(
                 ImageOps.exif_transpose(image, in_place=True)
         image = _eight_bits(image, whites, profile is not None)
 
-    # Cropping alone keeps every pixel as it is; resizing takes the largest box of the wanted shape.
-    scale = min(image.width / width, image.height / height)  # source pixels per pixel
-    if 1 <= scale <= CROP_ONLY:
-        column, row = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((column, row, column + width, row + height))
+    # Cropping alone keeps every pixel as it is.
+    height, width = size or (image.height, image.width)
+    box = fitting_box(image.width, image.height, (height, width))
+    if (box[2] - box[0], box[3] - box[1]) == (width, height):
+        image = image.crop(box)  # type: ignore[arg-type]
     else:
-        left = max(0, image.width - width * scale) / 2  # rounding must not make it negative
-        top = max(0, image.height - height * scale) / 2
-        box = (left, top, image.width - left, image.height - top)
         image = image.resize((width, height), Image.Resampling.LANCZOS, box)
 
     # A picture in other colours than its profile's stays as it is.
@@ -144,6 +141,21 @@ def fit(
     # A copy, because a tensor must not share read-only memory.
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1)
+
+
+def fitting_box(
+    image_width: int, image_height: int, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of what fit() takes of an upright image: of size (H, W) itself
+    where it only crops, else the largest of that shape."""
+    height, width = size
+    scale = min(image_width / width, image_height / height)  # source pixels per pixel
+    if 1 <= scale <= CROP_ONLY:
+        column, row = (image_width - width) // 2, (image_height - height) // 2
+        return column, row, column + width, row + height
+    left = max(0, image_width - width * scale) / 2  # rounding must not make it negative
+    top = max(0, image_height - height * scale) / 2
+    return left, top, image_width - left, image_height - top
 
 
 def _eight_bits(image: Image.Image, whites: Mapping[str, float], keep_inks: bool) -> Image.Image:

@@ -105,11 +105,16 @@ def measure_whites(files: ImageFiles, headers: Mapping[str, Header]) -> dict[str
             if kind == "I" and most > LEVELS[-2]:
                 break  # it cannot become another level
         if names:
-            most /= 1.01 if kind == "F" else 1  # floats may be a little above
-            whites[kind] = next((level for level in LEVELS if most <= level), LEVELS[-1])
+            whites[kind] = white_of(kind, most)
         if whites[kind] != WHITES[kind]:
             print(f"note: white is {whites[kind]:g} in images of mode {kind}: none exceeds it")
     return whites
+
+
+def white_of(kind: str, most: float) -> float:
+    """The lowest of LEVELS that the highest value, of "I" or "F", does not exceed."""
+    most /= 1.01 if kind == "F" else 1  # floats may be a little above
+    return next((level for level in LEVELS if most <= level), LEVELS[-1])
 
 
 def _highest(files: ImageFiles, name: str) -> float:

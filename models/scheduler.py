@@ -70,8 +70,9 @@ class DDPMScheduler:
         }
         self._moved: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
 
-    def timesteps(self, num_sampling_steps: int) -> list[tuple[int, int]]:
-        """Pairs (t, t_prev) from T-1 down to the last, whose t_prev is -1.
+    def timesteps(self, num_sampling_steps: int, start: int | None = None) -> list[tuple[int, int]]:
+        """Pairs (t, t_prev) from T-1 down to the last, whose t_prev is -1; or from start - 1, where
+        what is sampled from has less noise.
 
         "Trailing" spacing: even, and T-1, where xt is nearly pure noise, is always among them.
         Raises UserError outside 1 .. T. Source: Lin et al. 2023 (arXiv:2305.08891), table 2.
@@ -81,8 +82,9 @@ class DDPMScheduler:
                 f"the number of sampling steps must be 1 to {self.num_steps} (the schedule's "
                 f"steps), but is {num_sampling_steps}"
             )
-        stride = self.num_steps / num_sampling_steps
-        kept = [round(self.num_steps - i * stride) - 1 for i in range(num_sampling_steps)]
+        start = self.num_steps if start is None else start
+        stride = start / num_sampling_steps
+        kept = [round(start - i * stride) - 1 for i in range(num_sampling_steps)]
         return list(zip(kept, kept[1:] + [-1], strict=True))
 
     def add_noise(self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

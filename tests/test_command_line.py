@@ -4,11 +4,12 @@ import itertools
 import json
 import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from command_line import finish
+from command_line import editing, finish
 from command_line.defaults import default_size
 from command_line.flags import ALL, EVALUATE, SHOW, TRAIN, Resuming
 from command_line.parsers import parse_encoder, parse_latent, parse_mnist
@@ -35,13 +36,19 @@ NAMES = {
     "export": ("a", "b"),
     "channels": ("8", "16"), "attention": ("2", "1,2"),
     "batch": ("5", "3"), "interpolate": ("3 4", "5 6"),
+    "inpaint": ("a", "b"), "mask": ("a", "b"), "vary": ("a", "b"), "reconstruct": ("a", "b"),
+    "invert": ("a", "a b"),
 }  # fmt: skip
 FRACTIONS = {"lr", "ema", "dropout", "min_snr", "kl_weight", "gan_weight", "eta", "sigma_scale",
-             "time_limit"}  # fmt: skip
+             "time_limit", "strength"}  # fmt: skip
 COUNTS = {"epochs", "steps", "seed", "blocks", "latent_channels", "num_images", "sampling_steps",
-          "workers", "keep", "save_every", "accumulate"}  # fmt: skip
+          "workers", "keep", "save_every", "accumulate", "resampling"}  # fmt: skip
 # What a flag needs beside it to mean something.
-NEEDS = {"eta": ["--sampler", "ddim"], "freeze_encoder": ["--init", "c"]}
+NEEDS = {
+    "eta": ["--sampler", "ddim"], "freeze_encoder": ["--init", "c"], "inpaint": ["--mask", "m"],
+    "mask": ["--inpaint", "i"], "resampling": ["--inpaint", "i", "--mask", "m"],
+    "strength": ["--vary", "v"],
+}  # fmt: skip
 
 
 def is_switch(parse, name):
@@ -176,6 +183,56 @@ def test_pictures_and_figures_have_places_of_their_own():
         ("fig/mnist/neighbours.png", 8), ("fig/mnist/interpolate.png", 9),
     ]  # fmt: skip
     assert parse_latent(["--show", "d"]).out == "fig/denoiser/generated.png"
+
+
+INPAINT = ["--inpaint", "i.png", "--mask", "m.png"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--inpaint", "i.png"], "--inpaint needs --mask, a picture that is white where"),
+        (["--mask", "m.png"], "--mask goes with --inpaint"),
+        (["--vary", "i.png", "--resampling", "3"], "--resampling goes with --inpaint"),
+        ([*INPAINT, "--strength", "0.5"], "--strength goes with --vary"),
+        ([*INPAINT, "--vary", "i.png"], "not allowed with argument"),
+        ([*INPAINT, "--film"], "--film does not go with --inpaint"),
+        ([*INPAINT, "--sampler", "dpm++"], "--inpaint does each step anew, but dpm++ builds on"),
+        ([*INPAINT, "--out", "a.jpg"], "--inpaint makes a .png, but --out is a.jpg"),
+        ([*INPAINT, "--num-images", "101"], "--inpaint shows at most 100 pictures"),
+        ([*INPAINT, "--resampling", "0"], "0 is no whole number from 1 to 1000"),
+        (["--vary", "i.png", "--strength", "0"], "0 is no number above 0 to 1"),
+        (["--vary", "i.png", "--strength", "0.5", "1.01"], "1.01 is no number above 0 to 1"),
+        (["--vary", "i.png", "--strength", "nan"], "nan is no number above 0 to 1"),
+        (["--reconstruct", "i.png", "--sampler", "ddim"], "--sampler does not go with --reconstr"),
+        (["--invert", "i.png", "--sampler", "dpm++"], "--invert is of --sampler ddim, not of dpm"),
+        (["--invert", "i.png", "--seed", "1"], "--seed does not go with --invert"),
+        (["--invert", "i.png", "--num-images", "3"], "--num-images does not go with --invert"),
+        (["--invert", "i.png", "--sigma-scale", "0.9"], "but ddim with --eta 0 adds none"),
+        (["--invert", "a", "b", "c"], "--invert takes one picture, or two"),
+    ],
+)
+def test_edits_that_cannot_be_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_latent(["--show", "c.safetensors", *flags])
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_edit_has_steps_and_places_of_its_own():
+    def parsed(*flags):
+        args = parse_mnist(["--show", "c", *flags])
+        return args.sampler, args.sampling_steps, args.num_images, editing.edit_of(args, "fig/d")
+
+    own = {"inpaint": "i.png", "mask": "m.png", "resampling": 10}
+    sheet = {"sheet": Path("fig/mnist/inpaint.png")}
+    assert parsed(*INPAINT) == ("ddpm", 100, 4, sheet | own)
+    sheet = {"sheet": Path("fig/d/inpaint.png")}  # beside a folder of results
+    assert parsed(*INPAINT, "--sampler", "ddim", "--out", "a") == ("ddim", None, 4, sheet | own)
+    vary = {"sheet": Path("b.PNG"), "vary": "i.png", "strength": [0.3, 0.5, 0.8]}
+    assert parsed("--vary", "i.png", "--out", "b.PNG") == ("ddpm", None, 4, vary)
+    invert = {"sheet": Path("fig/mnist/invert.png"), "invert": ["a", "b"]}
+    assert parsed("--invert", "a", "b") == ("ddim", None, 9, invert)
+    assert parsed() == ("ddpm", None, 30, {})
 
 
 def test_runs_begun_in_the_same_second_have_their_own_names(monkeypatch):

@@ -142,6 +142,26 @@ def image_rows(
     _save(fig, path)
 
 
+def captioned(
+    path: str | Path, pictures: Sequence[tuple[str, torch.Tensor]], columns: int, title: str
+) -> None:
+    """Pictures row by row, each (C, H, W) below its caption: [("caption", x)]."""
+    rows = -(-len(pictures) // columns)
+    height, width = pictures[0][1].shape[1:]
+    fig = Figure(
+        figsize=(1.6 * columns, (1.6 * height / width + 0.25) * rows + 0.5), layout="constrained"
+    )
+    axes = fig.subplots(rows, columns, squeeze=False).flatten()
+    for ax, (caption, x) in zip(axes, pictures, strict=False):
+        ax.imshow(to_display(x).cpu().permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(caption, fontsize=8, pad=3)
+    for ax in axes[len(pictures) :]:
+        ax.axis("off")
+    fig.suptitle(title)
+    _save(fig, path)
+
+
 def confidences(
     path: str | Path,
     title: str,
