@@ -1,5 +1,5 @@
 """Step 1: a KL autoencoder with an l2 + KL + patch-GAN loss (after Rombach et al. 2022, section
-3.1, without the perceptual loss, which needs a pretrained network).
+3.1), and a perceptual one where --perceptual-weight asks for it.
 
 python3 train_encoder.py
 python3 train_encoder.py --evaluate checkpoints/autoencoder/AAA.safetensors
@@ -34,6 +34,7 @@ from training.beginning import autoencoder_flags, discriminator_beside, network_
 from training.checkpoint import check_channels
 from training.imported import check_images_said, load_autoencoder
 from training.logs import check_log
+from training.pretrained import load_perceptual
 from training.resuming import check_same_data, find_state
 from training.run import Run, Saving, total_steps
 from training.runtime import Runtime
@@ -53,6 +54,9 @@ def train(args: Arguments) -> None:
     check_log(args.log)
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision, args.workers)
+    perceptual, sees = None, args.perceptual_network
+    if args.perceptual_weight:
+        perceptual, sees = load_perceptual(sees)
 
     # What there is to go on with: the network of a resumed run, or of --init.
     begun = network_in(state) if state else None
@@ -72,7 +76,8 @@ def train(args: Arguments) -> None:
     # The run: how long it is, and what its state keeps.
     order = ShuffledOrder(len(images["train"]), args.batch, args.seed)
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
-    settings, ids = {**args.settings(), "size": size}, {"data": data_id}
+    settings = {**args.settings(), "size": size, "perceptual_network": sees}
+    ids = {"data": data_id}
     run = Run(
         "autoencoder", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state,
         Saving(args.keep, args.save_every, args.deadline), args.accumulate,
@@ -89,6 +94,7 @@ def train(args: Arguments) -> None:
     learner = autoencoder.AutoencoderLearner(
         model, disc, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
         kl_weight=args.kl_weight, gan_weight=args.gan_weight, accumulate=args.accumulate,
+        perceptual_weight=args.perceptual_weight, perceptual=perceptual,
     )  # fmt: skip
 
     # Train; a checkpoint says what its user has to know.

@@ -15,6 +15,7 @@ from command_line.groups import (
     training_flags,
 )
 from command_line.values import integer, number
+from common.choices import PERCEPTUAL
 
 
 def parse_mnist(argv: list[str] | None = None) -> Arguments:
@@ -90,11 +91,23 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
         "as the l2 term's; 0 trains without a discriminator"
     )
     network.add("--gan-weight", text, number(0, 1e3), "W", 2.0)
+    text = (
+        "weight of the perceptual loss (Zhang et al. 2018), in features of a network that was "
+        "trained on ImageNet; 0 needs none"
+    )
+    network.add("--perceptual-weight", text, number(0, 1e3), "W", 0.0)
+    text = (
+        "that network: torchvision's VGG16 or SqueezeNet, downloaded where they are not cached, or "
+        "EfficientNet-Lite0 of its package; auto: the first of these that is here"
+    )
+    network.choice("--perceptual-network", text, PERCEPTUAL, "auto")
     machine_flags(parser, workers=True)
     values, given = parser.read(argv)
     args = finish(parser, values, given)
     if args.freeze_encoder and args.init is None and args.resume is None:
         parser.error("--freeze-encoder needs --init: the encoder of a checkpoint")
+    if "perceptual_network" in given and not (args.perceptual_weight or args.resume):
+        parser.error("--perceptual-network does nothing without --perceptual-weight")
     return args
 
 

@@ -25,6 +25,7 @@ PREDICTIONS = "v", "eps"  # what a denoiser's network puts out; models/diffusion
 T_DENSITIES = "uniform", "lognormal"  # how t is drawn in training; models/diffusion.py
 LR_SCHEDULES = "trapezoid", "cosine"  # training/optimizer.py
 OPTIMIZERS = "muon", "adamw"  # training/optimizer.py
+PERCEPTUAL = "auto", "vgg16", "squeezenet", "efficientnet"  # networks; training/pretrained.py
 PRECISIONS = "fp32", "bf16", "fp16"  # training/runtime.py
 LOGS = "none", "tensorboard"  # beside metrics.jsonl; training/logs.py
 MOST_PIXELS = 2**23  # of an image; and values of an x0 that a file may ask for

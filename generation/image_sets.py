@@ -22,11 +22,12 @@ from data.decoding import open_picture, prepare
 from data.images import ImageDataset
 from data.order import fixed_sample
 from data.pixels import to_pixels
-from generation.imagenet import BLOCKS, NUM_FEATURES, PACKAGE, imagenet_features
+from generation.imagenet import BLOCKS, NUM_FEATURES, imagenet_features
 from generation.metrics import frechet_distance, precision_recall
 from generation.seeing import TrainingSet, nearest
 from training.checkpoint import fingerprint
 from training.codec import LatentCodec
+from training.pretrained import PACKAGE
 
 BATCH = 100  # images described at a time
 MOST_NEAREST = 1000  # images of a set whose nearest training image is looked for

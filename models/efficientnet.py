@@ -6,11 +6,17 @@ the epsilon, by way of ml-illustrated/EfficientNet-Lite-PyTorch, hence the names
 N: batch, C: 1 or 3 channels, H, W: image size, c: channels of a block.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 SIZE = 224  # pixels a side that the weights were trained at
+# What stands for 0 and 1 there, of pixels in [-1, 1]: 127 and 255 in [0, 255] (MEAN_RGB and
+# STDDEV_RGB of efficientnet_lite_builder.py in github.com/tensorflow/tpu).
+MEAN, STD = 127 / 127.5 - 1, 128 / 127.5
 NORM_EPS = 1e-3
 NUM_CLASSES = 1000
 STEM, HEAD = 32, 1280
@@ -97,6 +103,13 @@ class EfficientNetLite0(nn.Module):
             h = block(h)
         return h
 
+    def slices(self, ends: Sequence[int]) -> list[nn.Module]:
+        """The body in pieces, each up to the next of these numbers of blocks; the first begins
+        with the stem, and takes what normalize gives, of any size."""
+        stem = self._conv_stem, self._bn0, nn.ReLU6(inplace=True)
+        pieces = [self._blocks[i:j] for i, j in pairwise((0, *ends))]
+        return [nn.Sequential(*stem * (i == 0), *piece) for i, piece in enumerate(pieces)]
+
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) in [-1, 1] -> what the classes are told from, pooled: (N, 1280)."""
         h = F.relu6(self._bn1(self._conv_head(self.body(x))), inplace=True)  # (N, 1280, 7, 7)
@@ -108,8 +121,7 @@ class EfficientNetLite0(nn.Module):
 
 def normalize(x: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) in [-1, 1] -> (N, 3, 224, 224), as the weights were trained: grey in all three
-    channels, resized, and (pixel - 127) / 128 of pixels in [0, 255] (MEAN_RGB and STDDEV_RGB of
-    efficientnet_lite_builder.py in github.com/tensorflow/tpu)."""
+    channels, resized, and of MEAN and STD."""
     if x.shape[2:] != (SIZE, SIZE):
         x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
-    return ((x + 1) * 127.5 - 127).expand(-1, 3, -1, -1) / 128
+    return ((x - MEAN) / STD).expand(-1, 3, -1, -1)

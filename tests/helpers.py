@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import latent_diffusion
 import mnist_diffusion
@@ -20,6 +21,7 @@ import train_encoder
 from command_line.parsers import parse_encoder, parse_latent, parse_mnist
 from generation.pipeline import Pipeline, Sampling
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
+from models.perceptual import PerceptualLoss
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet, UNetConfig
 from training.checkpoint import load_model
@@ -54,6 +56,13 @@ def small_unet(in_channels=1, channels=(8, 16, 16), blocks=1):
 
 def small_autoencoder(image_channels=3, channels=(8, 16, 16)):
     return AutoencoderKL(AutoencoderConfig(image_channels, 3, channels, 1, 8))
+
+
+def small_perceptual(seed=0):
+    """A PerceptualLoss of two layers with random weights."""
+    convs = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 12, 3, stride=2, padding=1)
+    slices = [nn.Sequential(randomize(conv, seed), nn.Softplus()) for conv in convs]
+    return PerceptualLoss(slices, [0.1, 0.0, -0.1], [0.5, 0.4, 0.6])
 
 
 def scheduler(num_steps=1000, clip_x0=False, schedule="linear", prediction="eps"):

@@ -30,6 +30,7 @@ NAMES = {
     "lr_schedule": choices.LR_SCHEDULES, "log": choices.LOGS,
     "optimizer": choices.OPTIMIZERS, "prediction": choices.PREDICTIONS, "sampler": ("ddim", "ddpm"),
     "schedule": choices.SCHEDULES, "t_density": choices.T_DENSITIES,
+    "perceptual_network": ("vgg16", "squeezenet"),
     "precision": choices.PRECISIONS, "compile": ("on", "off"), "device": ("cpu", "cuda"),
     "size": ("16x32", "32x16"), "name": ("a", "b"), "resume": ("a", "b"), "out": ("a", "b"),
     "data": ("a", "b"), "data_root": ("a", "b"), "encoder": ("a", "b"), "init": ("a", "b"),
@@ -40,14 +41,14 @@ NAMES = {
     "invert": ("a", "a b"),
 }  # fmt: skip
 FRACTIONS = {"lr", "ema", "dropout", "min_snr", "kl_weight", "gan_weight", "eta", "sigma_scale",
-             "time_limit", "strength"}  # fmt: skip
+             "time_limit", "strength", "perceptual_weight"}  # fmt: skip
 COUNTS = {"epochs", "steps", "seed", "blocks", "latent_channels", "num_images", "sampling_steps",
           "workers", "keep", "save_every", "accumulate", "resampling"}  # fmt: skip
 # What a flag needs beside it to mean something.
 NEEDS = {
     "eta": ["--sampler", "ddim"], "freeze_encoder": ["--init", "c"], "inpaint": ["--mask", "m"],
     "mask": ["--inpaint", "i"], "resampling": ["--inpaint", "i", "--mask", "m"],
-    "strength": ["--vary", "v"],
+    "strength": ["--vary", "v"], "perceptual_network": ["--perceptual-weight", "1"],
 }  # fmt: skip
 
 

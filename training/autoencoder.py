@@ -1,4 +1,5 @@
-"""The autoencoder's loop: l2 + KL, and in its second half a GAN term on detail.
+"""The autoencoder's loop: l2 + KL, perhaps a perceptual loss, and in its second half a GAN term on
+detail.
 
 B: batch, C, H, W: an image in [-1, 1], c, h, w: its latents.
 """
@@ -26,12 +27,14 @@ from models.discriminator import (
     with_low_frequencies,
 )
 from models.draws import Draws, Purpose
+from models.perceptual import PerceptualLoss
 from training import distributed, figures
 from training.codec import reconstruct
 from training.ema import EMA
 from training.fidelity import gradient_magnitude, psnr
 from training.optimizer import Optimizer
 from training.page import keep_small
+from training.pretrained import mean_loss
 from training.progress import parameters
 from training.records import read_metrics
 from training.run import LAST_FIGURE, NUM_VALID, Run
@@ -66,17 +69,21 @@ class AutoencoderLearner:
 
     disc: None trains without a GAN. lr: peak learning rate. ema: decay of the averaged weights.
     kl_weight: in nats per latent value. gan_weight: at most how much longer the GAN term's gradient
-    at the decoder's output is than that of l2. accumulate: parts in which a step's gradients are
-    made, for a device on which the whole batch finds no room.
+    at the decoder's output is than that of l2 alone, so that perceptual_weight does not move it.
+    accumulate: parts in which a step's gradients are made, for a device on which the whole batch
+    finds no room. perceptual: None trains without it.
     """
 
     def __init__(
         self, model: AutoencoderKL, disc: PatchDiscriminator | None, runtime: Runtime, *,
         optimizer: str, lr: float, ema: float, kl_weight: float, gan_weight: float,
-        accumulate: int = 1,
+        accumulate: int = 1, perceptual_weight: float = 0.0,
+        perceptual: PerceptualLoss | None = None,
     ) -> None:  # fmt: skip
         self.model, self.disc, self.runtime = runtime.place(model).train(), disc, runtime
         self.kl_weight, self.gan_weight, self.accumulate = kl_weight, gan_weight, accumulate
+        self.perceptual_weight = perceptual_weight
+        self.perceptual = runtime.place(perceptual) if perceptual else None
         self.ema = EMA(self.model, ema)
         self.forward = runtime.compiled(self.model)
         self.optimizer = Optimizer(self.model, optimizer, lr, runtime)
@@ -117,13 +124,15 @@ class AutoencoderLearner:
             )  # fmt: skip
             made = made if len(made) == 1 else []
 
-        # Autoencoder: l2 + KL + GAN.
-        sums, x_hats = torch.zeros(2, device=x.device), []
+        # Autoencoder: l2 + KL + perceptual + GAN.
+        sums, x_hats = torch.zeros(3, device=x.device), []
         for i, (part, share) in enumerate(zip(images, shares, strict=True)):
             x_hat, posterior = made[i] if made else self._reconstruct(part, noise[i])
-            losses = torch.stack([(x_hat - part).square().mean(), posterior.kl().mean()])
+            seen = self.perceptual(x_hat, part).mean() if self.perceptual else x.new_zeros(())
+            losses = torch.stack([(x_hat - part).square().mean(), posterior.kl().mean(), seen])
+            weighed = self.kl_weight * losses[1] + self.perceptual_weight * losses[2]
             pulled = gan_weight * (pulls[i] * x_hat).sum()
-            self.optimizer.backward(share * (losses[0] + self.kl_weight * losses[1]) + pulled)
+            self.optimizer.backward(share * (losses[0] + weighed) + pulled)
             sums += share * losses.detach()
             x_hats.append(x_hat.detach())
         norm = self.optimizer.step(rate)
@@ -131,6 +140,8 @@ class AutoencoderLearner:
             return {}
         self.ema.update(self.model, draws.step)
         metrics |= {"loss_rec": sums[0], "loss_kl": sums[1], "gradient_norm": norm}
+        if self.perceptual:
+            metrics["loss_perceptual"] = sums[2]
 
         # Discriminator: on the same reconstructions.
         if self.disc is not None and phase.disc_learns:
@@ -240,7 +251,7 @@ def train(
                     others |= weight_norms(trained)
                     run.valid_loss = None
                     if run.validate_due(done):
-                        others |= validate(runtime, valid, raw=learner.model, ema=learner.ema.model)
+                        others |= validate(learner, valid)
                         run.valid_loss = -others["psnr_ema"]
                     progress.report(means, epoch=run.epoch(done), **others)
             run.end_step(done, draw)
@@ -252,7 +263,9 @@ def announce(
     run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset], disc_start: float
 ) -> None:
     """Say what is going to happen."""
-    discriminator, train = "none", images["train"]
+    discriminator, train, seen = "none", images["train"], {}
+    if learner.perceptual:
+        seen["perceptual"] = f"{run.settings['perceptual_network']}, with its ImageNet weights"
     if learner.disc is not None:
         first = math.ceil(disc_start * run.phases) + 1
         discriminator = f"{parameters(learner.disc)}, from step {first} on"
@@ -263,6 +276,7 @@ def announce(
         f"images of {'x'.join(map(str, train.size))}, {train.channels} channels",
         network=f"AutoencoderKL, {parameters(learner.model)}",
         discriminator=discriminator,
+        **seen,
     )
 
 
@@ -291,13 +305,16 @@ def weight_norms(networks: dict[str, nn.Module]) -> dict[str, float]:
     return {f"weights_{name}": norm(network) for name, network in networks.items()}
 
 
-def validate(runtime: Runtime, valid: torch.Tensor, **models: AutoencoderKL) -> dict[str, float]:
-    """PSNR of each model's reconstructions; the last one's gradient magnitude, as a share of the
-    originals', and the KL of its latents, in nats."""
-    metrics = {}
-    for name, model in models.items():
+def validate(learner: AutoencoderLearner, valid: torch.Tensor) -> dict[str, float]:
+    """PSNR of the reconstructions by raw and by averaged weights; the latter's gradient magnitude,
+    as a share of the originals', perceptual loss, where there is one, and KL of the latents, in
+    nats."""
+    runtime, metrics = learner.runtime, {}
+    for name, model in (("raw", learner.model), ("ema", learner.ema.model)):
         posterior, x_hat = reconstruct(model, runtime, valid)
         metrics[f"psnr_{name}"] = psnr(valid, x_hat).mean().item()
+    if learner.perceptual:
+        metrics["valid_perceptual"] = mean_loss(learner.perceptual, runtime, x_hat, valid)
     sharpness = gradient_magnitude(x_hat).mean() / gradient_magnitude(valid).mean()
     return {**metrics, "sharpness": sharpness.item(), "valid_kl": posterior.kl().mean().item()}
 
@@ -322,6 +339,8 @@ def draw_figures(run: Run, learner: AutoencoderLearner, valid: torch.Tensor) -> 
         "validation PSNR, dB": ["psnr_raw", "psnr_ema"],
         "gradient magnitude, share of the originals'": ["sharpness"],
     }
+    if learner.perceptual:
+        panels["perceptual loss"] = ["loss_perceptual", "valid_perceptual"]
     if learner.disc is not None:
         panels["discriminator's logits"] = ["logit_real", "logit_fake"]
         panels["discriminator's loss, GAN weight"] = ["loss_disc", "gan_weight"]

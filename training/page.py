@@ -26,6 +26,7 @@ EARLIER = re.compile(r"(\w+)_step(\d{1,12})\.jpg")
 PANELS = {  # what a denoiser learns, what an autoencoder learns
     "Squared error of eps_hat": ("loss", "valid_raw", "valid_ema"),
     "l2 loss": ("loss_rec",),
+    "Perceptual loss": ("loss_perceptual", "valid_perceptual"),
     "Validation PSNR, dB": ("psnr_raw", "psnr_ema"),
 }
 STYLE = """
