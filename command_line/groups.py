@@ -9,6 +9,7 @@ from common.choices import (
     LR_SCHEDULES,
     NUM_STEPS,
     OPTIMIZERS,
+    PERCEPTUAL,
     PRECISIONS,
     PREDICTIONS,
     SAMPLERS,
@@ -137,6 +138,19 @@ def network_flags(parser: Parser, title: str, default: TrainingDefaults) -> Grou
     group.add("--channels", text, integer(8, 4096, 8), "N", default.channels)
     group.add("--blocks", "residual blocks per level", integer(1, 16), "N", 1)
     return group
+
+
+def perceptual_flags(network: Group) -> None:
+    text = (
+        "weight of the perceptual loss (Zhang et al. 2018), in features of a network that was "
+        "trained on ImageNet; 0 needs none"
+    )
+    network.add("--perceptual-weight", text, number(0, 1e3), "W", 0.0)
+    text = (
+        "that network: torchvision's VGG16 or SqueezeNet, downloaded where they are not cached, or "
+        "EfficientNet-Lite0 of its package; auto: the first of these that is here"
+    )
+    network.choice("--perceptual-network", text, PERCEPTUAL, "auto")
 
 
 def denoiser_flags(parser: Parser, training: TrainingDefaults, default: DenoiserDefaults) -> None:

@@ -11,11 +11,11 @@ from command_line.groups import (
     machine_flags,
     mode_flags,
     network_flags,
+    perceptual_flags,
     showing_flags,
     training_flags,
 )
 from command_line.values import integer, number
-from common.choices import PERCEPTUAL
 
 
 def parse_mnist(argv: list[str] | None = None) -> Arguments:
@@ -91,16 +91,7 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
         "as the l2 term's; 0 trains without a discriminator"
     )
     network.add("--gan-weight", text, number(0, 1e3), "W", 2.0)
-    text = (
-        "weight of the perceptual loss (Zhang et al. 2018), in features of a network that was "
-        "trained on ImageNet; 0 needs none"
-    )
-    network.add("--perceptual-weight", text, number(0, 1e3), "W", 0.0)
-    text = (
-        "that network: torchvision's VGG16 or SqueezeNet, downloaded where they are not cached, or "
-        "EfficientNet-Lite0 of its package; auto: the first of these that is here"
-    )
-    network.choice("--perceptual-network", text, PERCEPTUAL, "auto")
+    perceptual_flags(network)
     machine_flags(parser, workers=True)
     values, given = parser.read(argv)
     args = finish(parser, values, given)

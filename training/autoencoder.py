@@ -35,7 +35,7 @@ from training.fidelity import gradient_magnitude, psnr
 from training.optimizer import Optimizer
 from training.page import keep_small
 from training.pretrained import mean_loss
-from training.progress import parameters
+from training.progress import parameters, weight_norms
 from training.records import read_metrics
 from training.run import LAST_FIGURE, NUM_VALID, Run
 from training.runtime import Runtime
@@ -263,9 +263,8 @@ def announce(
     run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset], disc_start: float
 ) -> None:
     """Say what is going to happen."""
-    discriminator, train, seen = "none", images["train"], {}
-    if learner.perceptual:
-        seen["perceptual"] = f"{run.settings['perceptual_network']}, with its ImageNet weights"
+    discriminator, train = "none", images["train"]
+    seen = f"in features of {run.settings['perceptual_network']}, trained on ImageNet"
     if learner.disc is not None:
         first = math.ceil(disc_start * run.phases) + 1
         discriminator = f"{parameters(learner.disc)}, from step {first} on"
@@ -276,7 +275,7 @@ def announce(
         f"images of {'x'.join(map(str, train.size))}, {train.channels} channels",
         network=f"AutoencoderKL, {parameters(learner.model)}",
         discriminator=discriminator,
-        **seen,
+        **({"perceptual": seen} if learner.perceptual else {}),
     )
 
 
@@ -294,15 +293,6 @@ def fixed_images(images: dict[str, ImageDataset]) -> torch.Tensor:
         batches = [part.tolist() for part in sample.split(32) if len(part)]
         loaded += [pixels for pixels, _ in load_batches(dataset, batches, 0)]
     return to_pixels(torch.cat(loaded))
-
-
-def weight_norms(networks: dict[str, nn.Module]) -> dict[str, float]:
-    """{"weights_NAME": root of the sum of squares of all weights}."""
-
-    def norm(network: nn.Module) -> float:
-        return torch.stack([p.detach().norm() for p in network.parameters()]).norm().item()
-
-    return {f"weights_{name}": norm(network) for name, network in networks.items()}
 
 
 def validate(learner: AutoencoderLearner, valid: torch.Tensor) -> dict[str, float]:

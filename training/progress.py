@@ -121,6 +121,15 @@ def parameters(model: nn.Module) -> str:
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
 
 
+def weight_norms(networks: dict[str, nn.Module]) -> dict[str, float]:
+    """{"weights_NAME": root of the sum of squares of all weights}."""
+
+    def norm(network: nn.Module) -> float:
+        return torch.stack([p.detach().norm() for p in network.parameters()]).norm().item()
+
+    return {f"weights_{name}": norm(network) for name, network in networks.items()}
+
+
 def file_size(size: float) -> str:
     """Bytes as a person says them."""
     number, unit = (size / 1e9, "GB") if size >= 999.5e6 else (size / 1e6, "MB")
