@@ -46,7 +46,7 @@ def clone(tmp_path):
         else:
             write_stand_in(path)
     write_mnist(folder / "data", train=40, test=8)
-    write_images(folder / "flowers", 12, (40, 48))
+    write_images(folder / "my flowers", 12, (40, 48))
     return folder
 
 
@@ -94,7 +94,7 @@ def test_every_cell_runs(clone, monkeypatch, tmp_path):
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("QUICKSTART", "short")
-    monkeypatch.setenv("QUICKSTART_PICTURES", "flowers")
+    monkeypatch.setenv("QUICKSTART_PICTURES", "my flowers")
     notebook = nbformat.read(clone / "notebooks" / NOTEBOOK.name, as_version=4)
     nbformat.validate(notebook)
     settings = {"timeout": 900, "resources": {"metadata": {"path": str(clone / "notebooks")}}}
