@@ -12,7 +12,7 @@ from command_line import entry, parsers
 if __name__ == "__main__":
     ARGS = entry.begin(parsers.parse_latent)  # before torch is imported: --help answers at once
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ from common.errors import UserError
 from common.launch import is_first
 from data.caching import cache_bytes, cache_id, cache_latents
 from data.images import ImageDataset, open_images
+from data.labels import Labels, in_cache, read_labels
 from data.latents import MANIFEST, LatentDataset, LatentStats
 from data.order import ShuffledOrder, fixed_sample
+from generation.conditions import Guidance, all_asked, asked_for
 from generation.edited import edit_picture
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.export import export
@@ -46,11 +48,12 @@ from training import denoiser, distributed
 from training.beginning import denoiser_flags, facts_in, network_in, with_dropout
 from training.checkpoint import check_channels, check_fields
 from training.codec import LatentCodec, encode
+from training.conditions import use_labels
 from training.first_stage import encoder_id, find_autoencoder, goes_with, refusal
 from training.imported import check_images_said, load_autoencoder
 from training.logs import check_log
 from training.progress import file_size, told
-from training.resuming import check_same_data, find_state
+from training.resuming import find_state
 from training.run import NUM_VALID, Run, Saving, total_steps
 from training.runtime import Runtime
 
@@ -82,15 +85,15 @@ def train(args: Arguments) -> None:
         check_images_said(args.encoder, {**trained_on, **known}, args.given)
         settings |= data_settings(args, {**trained_on, **known})
     autoencoder = runtime.place(autoencoder)
-    height, width = settings["size"]
-    check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
+    check_divides(settings["size"][0], settings["size"][1], DENOISER_STRIDE * autoencoder.stride)
     images = training_images(settings, grey=autoencoder.config.image_channels == 1)
     check_channels(args.encoder, autoencoder, images["train"])
     ids = {"autoencoder": encoder_id(autoencoder)}
     ids["data"] = cache_id(ids["autoencoder"], images, args.mirror)
-    check_same_data(state, ids["data"])
+    labels = read_labels(args.condition, images, settings["data_root"])
+    ids, label_facts = use_labels(labels, ids, state, model)
     latents = cached_latents(settings, ids, images, runtime, autoencoder, known)
-    data = denoiser_data(latents, runtime, autoencoder)
+    data = denoiser_data(settings, latents, images, labels, runtime, autoencoder)
 
     # The run: how long it is, and what its state keeps.
     order = ShuffledOrder(data.num_train, args.batch, args.seed)
@@ -104,7 +107,7 @@ def train(args: Arguments) -> None:
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
     model = model or denoiser.network(
         autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout,
-        args.attention,
+        args.attention, labels,
     )  # fmt: skip
     scheduler = DDPMScheduler(
         SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=False)
@@ -115,7 +118,7 @@ def train(args: Arguments) -> None:
     )  # fmt: skip
 
     # Train; a checkpoint says what its user has to know.
-    facts = {key: settings[key] for key in ("data", "data_root", "size")} | {
+    facts = {key: settings[key] for key in ("data", "data_root", "size")} | label_facts | {
         "space": "latents", "shape": list(data.valid.shape[1:]),
         "scheduler": asdict(scheduler.config),
         "latent_stats": asdict(latents["train"].stats),
@@ -199,11 +202,15 @@ def cached_latents(
 
 
 def denoiser_data(
-    latents: dict[str, LatentDataset], runtime: Runtime, autoencoder: AutoencoderKL
-) -> denoiser.DenoiserData:
+    settings: dict[str, Any], latents: dict[str, LatentDataset], images: dict[str, ImageDataset],
+    labels: Labels | None, runtime: Runtime, autoencoder: AutoencoderKL,
+) -> denoiser.DenoiserData:  # fmt: skip
     """What the loop needs of the latents; the validation ones are drawn once."""
-    held_out = latents["valid"] if len(latents["valid"]) else latents["train"]
+    split = "valid" if len(latents["valid"]) else "train"
+    held_out = latents[split]
     valid = fixed_sample(len(held_out), NUM_VALID)
+    counts = {split: len(dataset) for split, dataset in latents.items()}
+    known = in_cache(labels, images, counts, settings["mirror"], runtime.workers) if labels else {}
     draws = Draws(0, 0, range(len(valid)))
     return denoiser.DenoiserData(
         draw=lambda indices, draws: runtime.send(
@@ -212,6 +219,8 @@ def denoiser_data(
         num_train=len(latents["train"]),
         valid=runtime.send(held_out.draw(valid, noise=partial(draws.normal, Purpose.POSTERIOR))),
         codec=LatentCodec(autoencoder, latents["train"].stats, runtime),
+        labels=known.get("train"),
+        valid_c=known[split][valid].to(runtime.device) if known else None,
     )
 
 
@@ -224,8 +233,13 @@ def show(args: Arguments) -> None:
     out = Path(args.out)
     if edit := edit_of(args, FACES.fig):
         return edit_picture(pipeline, facts["size"], args.seeds, out, **edit)
+    asked = []
+    if args.label is not None or args.attributes is not None:
+        guidance = Guidance(args.guidance, args.guidance_interval)
+        asked = asked_for(args.show, facts, pipeline.model, guidance, args.label, args.attributes)
     make_pictures(
         pipeline, args.seeds, out,
+        asked=asked,
         film=args.film,
         interpolate=args.interpolate,
         neighbours=cached_means(args.show, facts) if args.neighbours else None,
@@ -236,8 +250,6 @@ def evaluate(args: Arguments) -> None:
     """Measure a denoiser's pictures against images that neither network was trained on."""
     pipeline, facts, trained_on = load(args, args.evaluate)
     folder = Path(args.out)
-    if not is_first():
-        return fill_folder(pipeline, args.seeds, folder)  # its share of the pictures
 
     # What they are compared with: the test images, or the validation images where there are none.
     known = {**trained_on, **facts}
@@ -249,6 +261,11 @@ def evaluate(args: Arguments) -> None:
     splits = open_images(data, root, tuple(facts["size"]), grey)
     check_channels(args.evaluate, codec.autoencoder, splits["train"])
     split, name = ("test", "test") if "test" in splits else ("valid", "validation")
+    guidance = Guidance(args.guidance, args.guidance_interval)
+    asked = all_asked(args.evaluate, facts, pipeline.model, guidance, splits, split, root)
+    pipeline = replace(pipeline, asked=asked)
+    if not is_first():
+        return fill_folder(pipeline, args.seeds, folder)  # its share of the pictures
     workers = pipeline.runtime.workers
     latents = cache_folder(str(facts.get("cache")))
     cached = (latents / MANIFEST).is_file()  # else all but the nearest is measured

@@ -12,7 +12,7 @@ if __name__ == "__main__":
     ARGS = entry.begin(parsers.parse_mnist)  # before torch is imported: --help answers at once
 
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
 from common.choices import NUM_STEPS
 from common.errors import UserError
 from common.launch import is_first
-from data.mnist import mnist_images
+from data.labels import digit_labels
+from data.mnist import mnist_images, mnist_labels
 from data.order import ShuffledOrder
 from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
+from generation.conditions import Guidance, all_asked, asked_for
 from generation.edited import edit_picture
+from generation.evaluation_asked import measure_asked
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.export import export
 from generation.image_sets import Space, tensor_images
@@ -42,8 +45,9 @@ from training import denoiser, distributed
 from training.beginning import denoiser_flags, network_in, with_dropout
 from training.checkpoint import fingerprint
 from training.codec import PixelCodec
+from training.conditions import use_labels
 from training.logs import check_log
-from training.resuming import check_same_data, find_state
+from training.resuming import find_state
 from training.run import NUM_VALID, Run, Saving, total_steps
 from training.runtime import Runtime
 
@@ -78,20 +82,23 @@ def train(args: Arguments) -> None:
     # Data: all digits fit on any device as uint8.
     images = mnist_images(args.data_root, "train")
     data_id = f"mnist {zlib.crc32(images.numpy().tobytes()):08x}"
-    check_same_data(state, data_id)
     images = images.to(runtime.device)
-    valid = mnist_images(args.data_root, "test")[:NUM_VALID]
+    valid = mnist_images(args.data_root, "test")
+    counts = {"train": len(images), "test": len(valid)}
+    labels = digit_labels(args.data_root, counts) if args.condition == "labels" else None
+    ids, label_facts = use_labels(labels, {"data": data_id}, state, model)
     data = denoiser.DenoiserData(
         draw=lambda indices, _: runtime.send(to_pixels(images[indices.to(runtime.device)])),
         num_train=len(images),
-        valid=runtime.send(to_pixels(valid)),
+        valid=runtime.send(to_pixels(valid[:NUM_VALID])),
         codec=PixelCodec(),
+        labels=labels.of["train"] if labels else None,
+        valid_c=labels.of["test"][:NUM_VALID].to(runtime.device) if labels else None,
     )
 
     # The run: how long it is, and what its state keeps.
     order = ShuffledOrder(len(images), args.batch, args.seed)
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
-    ids = {"data": data_id}
     run = Run(
         "mnist", args.name, steps, args.lr_schedule, order, runtime, args.settings(), ids, state,
         Saving(args.keep, args.save_every, args.deadline), args.accumulate,
@@ -100,7 +107,7 @@ def train(args: Arguments) -> None:
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
     model = model or denoiser.network(
-        1, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention
+        1, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention, labels
     )
     scheduler = DDPMScheduler(
         SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=True)
@@ -113,6 +120,7 @@ def train(args: Arguments) -> None:
     # Train; a checkpoint says what its user has to know.
     facts = {"space": "pixels", "shape": SHAPE, "data": "mnist", "data_root": args.data_root}
     facts |= {"scheduler": asdict(scheduler.config)} | ({"init": args.init} if args.init else {})
+    facts |= label_facts
     denoiser.train(run, learner, data, facts)
 
 
@@ -126,8 +134,13 @@ def show(args: Arguments) -> None:
     if edit := edit_of(args, DIGITS.fig):
         return edit_picture(pipeline, SHAPE[1:], args.seeds, out, **edit)
     root = args.data_root_of(facts)
+    asked = []
+    if args.label is not None:
+        guidance = Guidance(args.guidance, args.guidance_interval)
+        asked = asked_for(args.show, facts, pipeline.model, guidance, args.label)
     make_pictures(
         pipeline, args.seeds, out,
+        asked=asked,
         film=args.film,
         interpolate=args.interpolate,
         neighbours=digits(root) if args.neighbours else None,
@@ -137,6 +150,9 @@ def show(args: Arguments) -> None:
 def evaluate(args: Arguments) -> None:
     """Measure a trained denoiser's digits against the test set."""
     pipeline, facts = load(args, args.evaluate)
+    guidance = Guidance(args.guidance, args.guidance_interval)
+    asked = all_asked(args.evaluate, facts, pipeline.model, guidance)
+    pipeline = replace(pipeline, asked=asked)
     folder = Path(args.out)
     if not is_first():
         return fill_folder(pipeline, args.seeds, folder)  # its share of the pictures
@@ -155,6 +171,9 @@ def evaluate(args: Arguments) -> None:
 
     # Measure, tell.
     record = evaluate_denoiser(pipeline, args.seeds, folder, reference, args.evaluate)
+    if asked:
+        real = mnist_images(root, "test"), mnist_labels(root, "test")
+        record["asked"] = measure_asked(classifier, folder, args.seeds, *real)
     publish(folder, record)
 
 

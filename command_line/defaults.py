@@ -47,7 +47,9 @@ NUM_IMAGES: dict[str, tuple[int, int, float]] = {
     "inpaint": (4, 1, 100),
     "vary": (4, 1, 100),
     "invert": (9, 2, 100),
+    "label": (10, 1, math.inf),  # of each label
 }
+ASKED = frozenset({"label", "attributes"})  # of a conditional denoiser's pictures
 FIGURES = frozenset({"film", "interpolate", "neighbours"})  # what --show makes instead of pictures
 
 

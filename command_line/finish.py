@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from command_line.defaults import EVALUATED_STEPS, FIGURES, NUM_IMAGES, DenoiserDefaults
+from command_line.defaults import ASKED, EVALUATED_STEPS, FIGURES, NUM_IMAGES, DenoiserDefaults
 from command_line.editing import EDITS, check_editing
 from command_line.flags import EVALUATE, TRAIN, Arguments, Parser
 from common.choices import PICTURES, SAMPLERS
@@ -29,6 +29,9 @@ def finish(
     if mode != TRAIN and denoiser is not None:
         edit = check_editing(parser, values, given)
         _check_sampler(parser, values, given)
+        _check_asking(parser, values, given)
+        if edit and given & ASKED:
+            parser.error(f"--{min(given & ASKED)} does not go with --{edit}")
         figure = edit or next(iter(given & FIGURES), None)
         values["num_images"] = _num_images(parser, values, given, figure, denoiser)
         values |= _steps_and_out(parser, values, given, figure, denoiser)
@@ -62,6 +65,17 @@ def _check_sampler(parser: Parser, values: dict, given: frozenset[str]) -> None:
         parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
 
 
+def _check_asking(parser: Parser, values: dict, given: frozenset[str]) -> None:
+    """End with an error where guidance would do nothing, or several rows are no figure."""
+    low, high = values["guidance_interval"] or (0, 0)
+    if low > high:
+        parser.error(f"--guidance-interval from {low} to {high} is empty")
+    if "guidance_interval" in given and values["guidance"] == 1:
+        parser.error("--guidance-interval needs --guidance other than 1, which guides nothing")
+    if values["show"] is not None and "guidance" in given and not given & ASKED:
+        parser.error(f"--guidance needs --{' or --'.join(sorted(ASKED & parser.flags.keys()))}")
+
+
 def _num_images(
     parser: Parser,
     values: dict,
@@ -70,8 +84,9 @@ def _num_images(
     denoiser: DenoiserDefaults,
 ) -> int:
     """How many pictures: as typed, or what suits the mode; within what it can show."""
-    mode = EVALUATE if values["evaluate"] is not None else figure
-    default, fewest, most = NUM_IMAGES.get(mode or "", (denoiser.num_images, 1, math.inf))
+    asked = "label" if given & ASKED else ""
+    mode = EVALUATE if values["evaluate"] is not None else figure or asked
+    default, fewest, most = NUM_IMAGES.get(mode, (denoiser.num_images, 1, math.inf))
     count = values["num_images"] or default
     if count < fewest:
         parser.error(f"--{mode} needs --num-images {fewest} or more")
@@ -112,4 +127,5 @@ def _named_by_settings(values: dict, given: frozenset[str]) -> str:
     choice = SAMPLERS[values["sampler"]]
     name = f"{Path(values['evaluate']).stem}-{values['sampler']}"
     name += str(values["sampling_steps"] or choice.steps)
-    return name + "".join(f"-{k}{values[k]:g}" for k in choice.settings if k in given)
+    name += "".join(f"-{k}{values[k]:g}" for k in (*choice.settings, "guidance") if k in given)
+    return name + "".join(f"-t{t}" for t in values["guidance_interval"] or ())

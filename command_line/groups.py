@@ -3,7 +3,7 @@ here and nowhere else."""
 
 from command_line.defaults import EVALUATED_STEPS, NUM_IMAGES, DenoiserDefaults, TrainingDefaults
 from command_line.flags import ALL, EVALUATE, SHOW, TRAIN, Group, Parser, Resuming
-from command_line.values import integer, levels, number, run_name, size
+from command_line.values import condition, integer, levels, number, run_name, size
 from common.choices import (
     LOGS,
     LR_SCHEDULES,
@@ -153,8 +153,22 @@ def perceptual_flags(network: Group) -> None:
     network.choice("--perceptual-network", text, PERCEPTUAL, "auto")
 
 
-def denoiser_flags(parser: Parser, training: TrainingDefaults, default: DenoiserDefaults) -> None:
+def denoiser_flags(
+    parser: Parser, training: TrainingDefaults, default: DenoiserDefaults, digits: bool = False
+) -> None:
     group = network_flags(parser, "network and loss", training)
+    if digits:
+        text = "labels: pictures of each digit can be asked for (see --label)"
+        group.choice("--condition", text, ("none", "labels"), "none")
+    else:
+        text = (
+            "what can be asked for: attributes, of CelebA's list_attr_celeba.txt beside the images "
+            "or in the data root; folders: the sub-folders' names as classes; or a table whose "
+            "first line is name,label (classes) or name,Smiling,Hat, .. (attributes: 1, -1 or "
+            "nothing)"
+        )
+        group.add("--condition", text, condition, "none|attributes|folders|FILE.csv", "none",
+                  resuming=Resuming.MOVABLE)  # fmt: skip
     text = "dropout inside the residual blocks"
     group.add("--dropout", text, number(0, 1, open_high=True), "P", 0.0)
     text = (
@@ -182,6 +196,28 @@ def denoiser_flags(parser: Parser, training: TrainingDefaults, default: Denoiser
         "often, because there is most to learn there; either way the expected loss is the same"
     )
     group.choice("--t-density", text, T_DENSITIES, default.t_density)
+
+
+def asking_flags(parser: Parser, digits: bool = False) -> None:
+    """What is asked of a denoiser that was trained with --condition."""
+    group = parser.group("asking", frozenset({SHOW, EVALUATE}), Resuming.FORGOTTEN)
+    what = group if digits else group.either()
+    text = "these classes, a row for each: names with commas between them, or 0-9 for a range"
+    what.add("--label", text, metavar="NAMES", modes=frozenset({SHOW}))
+    if not digits:
+        text = (
+            "these attributes, and none of those after a -, as in 'Smiling,-Eyeglasses'; nothing "
+            "is asked of the others; with ; between several, a row for each"
+        )
+        what.add("--attributes", text, metavar="NAMES", modes=frozenset({SHOW}))
+    text = (
+        "how much more than the condition is asked for (Ho & Salimans 2022): eps_u + W (eps_c - "
+        "eps_u), in twice the time; 1: not more; 0: as if nothing was asked"
+    )
+    group.add("--guidance", text, number(0, 100), "W", 1.0)
+    text = "guide only at these t, the condition alone at others (Kynkaanniemi et al. 2024)"
+    group.add("--guidance-interval", text, integer(0, NUM_STEPS - 1), ("T_LO", "T_HI"), nargs=2,
+              otherwise="all t")  # fmt: skip
 
 
 def showing_flags(parser: Parser, default: DenoiserDefaults) -> None:

@@ -5,6 +5,7 @@ from command_line.editing import editing_flags
 from command_line.finish import finish
 from command_line.flags import ALL, SHOW, TRAIN, Arguments, Parser, Resuming
 from command_line.groups import (
+    asking_flags,
     data_root_flags,
     denoiser_flags,
     images_flags,
@@ -27,6 +28,8 @@ def parse_mnist(argv: list[str] | None = None) -> Arguments:
             "python3 mnist_diffusion.py --train",
             "python3 mnist_diffusion.py --train --resume --epochs 40",
             "python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors --sampler dpm++",
+            "python3 mnist_diffusion.py --train --condition labels",
+            "python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors --label 0-9",
             "python3 mnist_diffusion.py --evaluate checkpoints/mnist/XXX.safetensors",
         ],
     )
@@ -34,7 +37,8 @@ def parse_mnist(argv: list[str] | None = None) -> Arguments:
     data = parser.group("data", ALL, Resuming.MOVABLE)
     data_root_flags(data, "MNIST/raw/*.gz is; downloaded there if missing")
     training_flags(parser, MNIST, ALL)
-    denoiser_flags(parser, MNIST, DIGITS)
+    denoiser_flags(parser, MNIST, DIGITS, digits=True)
+    asking_flags(parser, digits=True)
     showing_flags(parser, DIGITS)
     editing_flags(parser, latents=False)
     machine_flags(parser)
@@ -118,6 +122,8 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
             "--out low.png",
             "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\",
             "    --inpaint face.jpg --mask glasses.png --out inpainted",
+            "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\",
+            "    --attributes 'Smiling,-Eyeglasses' --guidance 2",
             "python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors",
         ],
     )
@@ -138,6 +144,7 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
     # How it is trained and shown.
     training_flags(parser, LATENT, ALL)
     denoiser_flags(parser, LATENT, FACES)
+    asking_flags(parser)
     showing_flags(parser, FACES)
     editing_flags(parser, latents=True)
     machine_flags(parser, workers=True)

@@ -62,6 +62,13 @@ def levels(text: str) -> str:
     return text
 
 
+def condition(text: str) -> str:
+    """Where the labels of a training are: none, attributes, folders, or a table."""
+    if text not in ("none", "attributes", "folders") and not text.lower().endswith(".csv"):
+        raise argparse.ArgumentTypeError(f"{text} is not none, attributes, folders or a .csv file")
+    return text
+
+
 def run_name(text: str) -> str:
     """A name that is safe in a file's name, which has 255 bytes at most."""
     if not re.fullmatch(r"[\w.+-]{1,100}", text) or text.startswith("."):

@@ -1,26 +1,17 @@
-"""Procedurally drawn faces: a data set of any size that needs no download.
+"""Procedurally drawn faces, and what they show: a data set of any size that needs no download.
 
-Face coordinates: (0, 0) lies between the eyes, x goes right, y goes down, and 1 is half of the
-image's shorter side, so that a face is never stretched. Colours are RGB in [0, 255].
+Face coordinates are those of data/pen.py. Colours are RGB in [0, 255].
 """
 
 import colorsys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageColor
 
-Colour = np.ndarray | tuple[int, int, int]
+from data.pen import ANGLES, BLACK, CIRCLE, SUPERSAMPLING, WHITE, IdlePen, Pen, enlarge, mix, shadow
 
-SUPERSAMPLING = 4  # shapes are drawn this much larger and averaged down: smooth edges
-ANGLES = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
 ACROSS = np.linspace(-1, 1, 15)  # from the left to the right corner of an eye, a brow, a mouth
-BALL = np.stack(np.meshgrid(np.linspace(-1, 1, 12), np.linspace(-1, 1, 12)), axis=2)
-BALL = np.dstack(
-    [BALL, np.sqrt(np.clip(1.15 - (BALL**2).sum(2), 0, None))]
-)  # normals of a ball, seen from the front
 
 SKINS, HAIRS, IRISES = (
     [np.array(ImageColor.getrgb(colour)) for colour in colours.split()]
@@ -30,7 +21,6 @@ SKINS, HAIRS, IRISES = (
         "#462c1a #784c24 #407446 #3a70aa #687c86",
     )
 )
-WHITE, BLACK = np.array((252, 250, 246)), np.array((22, 16, 18))
 
 
 class Style(NamedTuple):
@@ -79,74 +69,10 @@ class Person(NamedTuple):
         return np.stack([self.rx * cos * narrow, self.ry * sin], axis=1)
 
 
-class Pen:
-    """Draws shapes given in face coordinates on an image; tilt is in radians."""
-
-    def __init__(self, image: Image.Image, centre: np.ndarray, scale: float, tilt: float) -> None:
-        cos, sin = scale * np.cos(tilt), scale * np.sin(tilt)
-        self.image, self.scale, self.centre = image, scale, centre
-        self.rotation = np.array([[cos, sin], [-sin, cos]])
-        self.draw = ImageDraw.Draw(image, "RGBA")  # this mode blends, so colours may have an alpha
-
-    def pixels(self, points: np.ndarray) -> np.ndarray:
-        """(N, 2) face coordinates -> (N, 2) pixels of the image, x before y."""
-        return points @ self.rotation + self.centre
-
-    def fill(self, points: np.ndarray, colour: Colour, alpha: float = 1.0) -> None:
-        """The polygon of these points (N, 2); alpha in [0, 1]."""
-        red, green, blue = map(int, colour)
-        ink = red, green, blue, int(255 * alpha)
-        self.draw.polygon(self.pixels(points).ravel().tolist(), ink)
-
-    def dot(
-        self, x: float, y: float, rx: float, ry: float, colour: Colour, alpha: float = 1.0
-    ) -> None:
-        """An ellipse about (x, y) with these radii."""
-        self.fill(CIRCLE * (rx, ry) + (x, y), colour, alpha)
-
-    def stroke(self, points: ArrayLike, width: float, colour: Colour) -> None:
-        """A line through points (N, 2), width in face coordinates."""
-        path = self.pixels(np.asarray(points)).ravel().tolist()
-        self.draw.line(path, tuple(map(int, colour)), round(width * self.scale), joint="curve")
-
-    def fill_round(
-        self, points: np.ndarray, colour: np.ndarray, light: np.ndarray, depth: float
-    ) -> None:
-        """Fill as if the shape were a ball lit from `light`; depth in [0, 1] is the contrast."""
-        pixels = self.pixels(points)
-        corner = np.floor(pixels.min(0)).astype(int)
-        mask = Image.new("L", tuple(np.ceil(pixels.max(0)).astype(int) - corner + 1))
-        ImageDraw.Draw(mask).polygon((pixels - corner).ravel().tolist(), 255)
-        lit = (BALL @ light).clip(0, 1)[..., None]
-        shades = _mix(_shadow(colour, depth), _mix(colour, WHITE, 0.25 * depth), lit)
-        self.image.paste(_enlarge(shades, mask.size), tuple(corner), mask)
-
-
-def _enlarge(
-    colours: np.ndarray,
-    size: tuple[int, int],
-    box: tuple[float, float, float, float] | None = None,
-) -> Image.Image:
-    """A smooth image of size (W, H) from a coarse grid; what is smooth needs no supersampling."""
-    width, height = (-(-side // SUPERSAMPLING) for side in size)
-    small = Image.fromarray(colours.astype(np.uint8))
-    small = small.resize((width, height), Image.Resampling.BILINEAR, box)
-    return small.resize(size, Image.Resampling.NEAREST)
-
-
-def _mix(a: Any, b: Any, share_of_b: Any) -> np.ndarray:
-    return a + (b - a) * share_of_b
-
-
-def _shadow(colour: np.ndarray, amount: float) -> np.ndarray:
-    """A darker and slightly warmer tone of the same colour."""
-    return colour * (1 - amount * np.array([0.85, 1.0, 1.0]))
-
-
 def _palette(colours: list[np.ndarray], place: float) -> np.ndarray:
     """The colour at place, 0 .. 1, on the path through a list of colours."""
     low = min(int(place * (len(colours) - 1)), len(colours) - 2)
-    return _mix(colours[low], colours[low + 1], place * (len(colours) - 1) - low)
+    return mix(colours[low], colours[low + 1], place * (len(colours) - 1) - low)
 
 
 def _vivid(
@@ -186,9 +112,9 @@ def _person(rng: np.random.Generator) -> Person:
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     base, sides = _vivid(rng, (0.1, 0.5), (0.6, 0.95)), rng.choice([-1, 1])
-    corners = np.array([_mix(base, tone, rng.uniform(0, 0.35)) for tone in (255, 255, 0, 0)])
+    corners = np.array([mix(base, tone, rng.uniform(0, 0.35)) for tone in (255, 255, 0, 0)])
     # The box runs between the pixels' centres: an even gradient without flat borders.
-    return _enlarge(corners.reshape(2, 2, 3)[:, ::sides], size, box=(0.5, 0.5, 1.5, 1.5))
+    return enlarge(corners.reshape(2, 2, 3)[:, ::sides], size, box=(0.5, 0.5, 1.5, 1.5))
 
 
 def _hair_behind(pen: Pen, person: Person) -> None:
@@ -200,7 +126,7 @@ def _hair_behind(pen: Pen, person: Person) -> None:
         x = person.rx * (1.1 + style.volume) * np.sign(x) * np.abs(x) ** 0.5
         y = person.ry * np.where(y > 0, style.length, 1) * y
         curls = 1 + style.curl * np.cos(10 * ANGLES)
-        pen.fill(np.stack([x * curls, y * curls], axis=1), _shadow(person.hair, 0.3))
+        pen.fill(np.stack([x * curls, y * curls], axis=1), shadow(person.hair, 0.3))
 
 
 def _hair_front(pen: Pen, rng: np.random.Generator, person: Person) -> None:
@@ -228,10 +154,10 @@ def _body(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     y = np.array([9, 1.03, 0.9, 0.81, 0.76, 0.76, 0.81, 0.9, 1.03, 9])  # out of a tall image
     pen.fill(np.stack([x, y], axis=1), cloth)
     throat = np.array([(-1, 0.3), (1, 0.3), (1, 0.78), (-1, 0.78)]) * (neck, 1)
-    pen.fill(throat, _shadow(person.skin, 0.25))
-    pen.fill(_lens(0, 0.77, neck * 1.12, 0.02, neckline), _shadow(person.skin, 0.16))
+    pen.fill(throat, shadow(person.skin, 0.25))
+    pen.fill(_lens(0, 0.77, neck * 1.12, 0.02, neckline), shadow(person.skin, 0.16))
     below_chin = person.ry * 0.92
-    pen.dot(0, below_chin, neck, 0.12, _shadow(person.skin, 0.42), 0.8)
+    pen.dot(0, below_chin, neck, 0.12, shadow(person.skin, 0.42), 0.8)
 
 
 def _head(pen: Pen, rng: np.random.Generator, person: Person) -> None:
@@ -239,24 +165,26 @@ def _head(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     for side in (-1, 1):
         x = side * person.rx * 1.01 - 0.5 * person.turn
         tone = 0.12 if side * person.light[0] > 0 else 0.3
-        pen.dot(x, 0.06, 0.09, ear, _shadow(person.skin, tone))
-        pen.dot(x, 0.07, 0.045, ear * 0.55, _shadow(person.skin, 0.35))
+        pen.dot(x, 0.06, 0.09, ear, shadow(person.skin, tone))
+        pen.dot(x, 0.07, 0.045, ear * 0.55, shadow(person.skin, 0.35))
     pen.fill_round(person.outline(ANGLES), person.skin, person.light, 0.42)
     for side in (-1, 1):
         pen.dot(side * 0.29 + person.turn, 0.22, 0.11, 0.08, person.skin * (1, 0.72, 0.72), flush)
 
 
-def _beard(pen: Pen, rng: np.random.Generator, person: Person) -> None:
+def _beard(pen: Pen, rng: np.random.Generator, person: Person) -> bool:
+    """Whether there is one."""
     choice, grown = rng.uniform(), rng.choice([0.45, 0.9])  # grown: a beard, else stubble
-    colour = _mix(person.skin, person.hair, grown)
+    colour = mix(person.skin, person.hair, grown)
     if person.style.length or person.style.bun:
-        return
+        return False
     if choice < 0.3:
         cheeks = np.stack([ACROSS * person.rx * 0.93, 0.24 - 0.3 * np.abs(ACROSS) ** 5], axis=1)
         jaw = person.outline(np.linspace(-0.1, np.pi + 0.1, 25)) * 1.03
         pen.fill_round(np.concatenate([jaw, cheeks]), colour, person.light, 0.4)
     elif choice < 0.4:
         pen.fill(_lens(person.turn, 0.28, 0.2, 0.05, 0.06, -0.05), colour)
+    return choice < 0.4
 
 
 def _eyes(pen: Pen, rng: np.random.Generator, person: Person) -> None:
@@ -267,42 +195,45 @@ def _eyes(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     for side in (-1, 1):
         x = side * person.spacing + person.turn
         opening = _lens(x, 0, width, height, height * 0.85)
-        pen.dot(x, -0.01, width * 1.2, height * 1.6, _shadow(person.skin, 0.4), 0.4)
+        pen.dot(x, -0.01, width * 1.2, height * 1.6, shadow(person.skin, 0.4), 0.4)
         pen.fill(opening, WHITE)
         pen.dot(x + gaze_x, gaze_y, 0.066, min(height, 0.066), person.iris)
         pen.dot(x + gaze_x, gaze_y, 0.034, 0.034, BLACK)
         pen.dot(x + gaze_x - 0.02, gaze_y - 0.025, 0.02, 0.02, WHITE)
         pen.stroke(opening[: len(ACROSS)], lashes, BLACK)
-        pen.fill(_lens(x, brow_y, width * 1.15, thick, 0, -arch), _shadow(person.hair, 0.35))
+        pen.fill(_lens(x, brow_y, width * 1.15, thick, 0, -arch), shadow(person.hair, 0.35))
 
 
 def _nose(pen: Pen, rng: np.random.Generator, person: Person) -> None:
     width, tip = rng.uniform(0.07, 0.11), rng.uniform(0.17, 0.22)
     x, unlit = person.turn * 1.5, -np.sign(person.light[0])
     bridge = np.array([(0.2, -0.06), (0.45, 0.6 * tip), (1.0, tip), (0, tip)])
-    pen.fill(bridge * (unlit * width, 1) + (x, 0), _shadow(person.skin, 0.5), 0.4)
-    pen.fill(_lens(x, tip, width, 0.0, 0.05), _shadow(person.skin, 0.5), 0.8)
-    pen.dot(x - unlit * 0.02, tip - 0.03, 0.045, 0.035, _mix(person.skin, WHITE, 0.45), 0.7)
+    pen.fill(bridge * (unlit * width, 1) + (x, 0), shadow(person.skin, 0.5), 0.4)
+    pen.fill(_lens(x, tip, width, 0.0, 0.05), shadow(person.skin, 0.5), 0.8)
+    pen.dot(x - unlit * 0.02, tip - 0.03, 0.045, 0.035, mix(person.skin, WHITE, 0.45), 0.7)
 
 
-def _mouth(pen: Pen, rng: np.random.Generator, person: Person) -> None:
+def _mouth(pen: Pen, rng: np.random.Generator, person: Person) -> tuple[bool, bool]:
+    """Whether it smiles, and whether it is open."""
     x, y, width = person.turn * 1.2, rng.uniform(0.37, 0.41), rng.uniform(0.15, 0.21)
     smile, full = rng.uniform(0.0, 0.09), rng.uniform(0.025, 0.045)
     opening, is_open = rng.uniform(0.05, 0.11), rng.uniform() < 0.4
-    lips = _mix(_shadow(person.skin, 0.35), np.array((200, 60, 75)), rng.uniform(0.3, 0.75))
+    lips = mix(shadow(person.skin, 0.35), np.array((200, 60, 75)), rng.uniform(0.3, 0.75))
     pen.fill(_lens(x, y, width, full, is_open * opening + full * 1.3, smile), lips)
     if is_open:
         pen.fill(_lens(x, y, width * 0.85, 0.0, opening, smile), (90, 24, 32))
         pen.fill(_lens(x, y, width * 0.8, 0.0, opening * 0.55, smile), WHITE)
     else:
-        pen.stroke(_lens(x, y, width, 0, 0, smile)[: len(ACROSS)], 0.024, _shadow(lips, 0.5))
+        pen.stroke(_lens(x, y, width, 0, 0, smile)[: len(ACROSS)], 0.024, shadow(lips, 0.5))
+    return smile > 0.045, is_open
 
 
-def _glasses(pen: Pen, rng: np.random.Generator, person: Person) -> None:
+def _glasses(pen: Pen, rng: np.random.Generator, person: Person) -> bool:
+    """Whether there are any."""
     colour = _vivid(rng, (0.2, 0.8), (0.1, 0.45))
     rx, ry, corner = rng.uniform(0.155, 0.175), rng.uniform(0.12, 0.16), rng.uniform(0.5, 1)
     if rng.uniform() > 0.2:
-        return
+        return False
     rim = np.sign(CIRCLE) * np.abs(CIRCLE) ** corner * (rx, ry)
     for side in (-1, 1):
         x = side * person.spacing + person.turn
@@ -311,6 +242,7 @@ def _glasses(pen: Pen, rng: np.random.Generator, person: Person) -> None:
         pen.stroke([(x + side * rx, -0.01), (side * person.rx * 0.96, -0.03)], 0.035, colour)
     bridge = person.spacing - rx
     pen.stroke([(person.turn - bridge, 0), (person.turn + bridge, 0)], 0.035, colour)
+    return True
 
 
 def draw_face(index: int, size: tuple[int, int]) -> np.ndarray:
@@ -319,6 +251,18 @@ def draw_face(index: int, size: tuple[int, int]) -> np.ndarray:
     size is (H, W) in pixels. The head stays in the central square; clothes and background fill
     the rest. Returns (H, W, 3) uint8, a pure function of its arguments.
     """
+    return np.array(_draw(index, size, Pen)[0].reduce(SUPERSAMPLING))
+
+
+def face_attributes(index: int) -> dict[str, bool]:
+    """What face number `index` shows, by the names that CelebA has for it."""
+    return _draw(index, (1, 1), IdlePen)[1]
+
+
+def _draw(
+    index: int, size: tuple[int, int], kind: type[Pen]
+) -> tuple[Image.Image, dict[str, bool]]:
+    """Face number `index`, SUPERSAMPLING times as large as size, and what it shows."""
     # No draw from rng may depend on size.
     rng = np.random.default_rng(index)
     height, width = (SUPERSAMPLING * side for side in size)
@@ -327,9 +271,22 @@ def draw_face(index: int, size: tuple[int, int]) -> np.ndarray:
     unit = min(height, width) / 2
     scale, tilt = unit * rng.uniform(0.97, 1.13), rng.normal(0, 0.06)
     centre = (width / 2, height / 2) + unit * rng.uniform((-0.06, 0.0), (0.06, 0.1))
-    pen = Pen(image, centre, scale, tilt)
+    pen = kind(image, centre, scale, tilt)
     _hair_behind(pen, person)
-    _body(Pen(image, centre, scale, 0.0), rng, person)
-    for draw_feature in (_head, _beard, _eyes, _nose, _mouth, _hair_front, _glasses):
-        draw_feature(pen, rng, person)
-    return np.array(image.reduce(SUPERSAMPLING))
+    _body(kind(image, centre, scale, 0.0), rng, person)
+    _head(pen, rng, person)
+    beard = _beard(pen, rng, person)
+    _eyes(pen, rng, person)
+    _nose(pen, rng, person)
+    smiles, is_open = _mouth(pen, rng, person)
+    _hair_front(pen, rng, person)
+    shown = {
+        "Bald": person.style is BALD,
+        "Bangs": person.style.power == 6,
+        "Eyeglasses": _glasses(pen, rng, person),
+        "Mouth_Slightly_Open": is_open,
+        "No_Beard": not beard,
+        "Smiling": smiles,
+        "Wavy_Hair": person.style.curl > 0,
+    }
+    return image, shown

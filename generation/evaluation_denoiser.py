@@ -10,6 +10,7 @@ no sample can be expected to be nearer. The record of an evaluation, as evaluati
     spaces                  {space: compare_features of samples, reconstructions and floor}
     colours                 compare_colours of samples and test images
     nearest                 compare_nearest of both; only where there is a training set
+    asked                   measure_asked; only of digits that were asked for
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from data.pixels import to_pixels, to_uint8
+from generation.evaluation_asked import print_asked
 from generation.image_sets import (
     Description,
     RealImages,
@@ -156,6 +158,10 @@ def print_evaluation(record: Mapping[str, Any]) -> None:
         for name, d in distances.items():
             numbers = f"{d['frechet']:>18.4g}{d['precision']:>12.3f}{d['recall']:>10.3f}"
             print(f"{name:<{width}}{numbers}")
+
+    # What was asked for.
+    if "asked" in record:
+        print_asked(record["asked"])
 
     # Colours.
     print("\ncolours, per channel, 0 to 255: mean; spread of the images' means; contrast in them:")

@@ -2,7 +2,8 @@
 records."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from common.files import make_folder, open_regular, remove_leftovers
 from common.launch import is_first
 from data.damage import Unreadable
 from data.decoding import open_picture
-from data.pixels import to_uint8
+from data.pixels import to_pixels, to_uint8
 from generation import seeing
-from generation.pipeline import Pipeline
+from generation.conditions import Asked, folder_name
+from generation.pipeline import Draw, Pipeline
 from generation.seeing import TrainingSet
 from training import distributed, figures
 from training.checkpoint import fingerprint
@@ -30,11 +32,14 @@ def make_pictures(
     seeds: Sequence[int],
     out: Path,
     *,
+    asked: Sequence[Asked] = (),
     film: bool = False,
     interpolate: tuple[int, int] | None = None,
     neighbours: TrainingSet | None = None,
 ) -> None:
     """A picture of each seed: in a grid where out ends in one of PICTURES, else in a folder.
+
+    asked: what they shall show; of several, a row of a figure each, or a folder in the folder.
 
     At most one of these makes a figure instead: film, how they come out of noise; interpolate,
     two other seeds, a path of as many pictures from one to the other; neighbours, each above the
@@ -42,8 +47,13 @@ def make_pictures(
     not in 1 .. T, before anything is made.
     """
     # A figure is made by one process; so is a grid, of what all have made.
-    if not is_first() and (film or interpolate is not None or neighbours is not None):
+    figure = film or interpolate is not None or neighbours is not None
+    if len(asked) > 1 and (figure or _is_grid(out) and out.suffix.lower() != ".png"):
+        raise UserError("several rows are a figure of their own, or a folder: --out is a .png then")
+    if not is_first() and figure:
         return
+    if len(asked) == 1:
+        pipeline = replace(pipeline, asked=asked[0])
 
     # Say what will be made, when it can be.
     check_out(pipeline, out, [out, out.with_suffix(".gif")] if film else [out])
@@ -57,11 +67,12 @@ def make_pictures(
         seeing.interpolation(pipeline, *interpolate, len(seeds), out)
     elif neighbours is not None:
         seeing.neighbours(pipeline, seeds, neighbours, out)
+    elif len(asked) > 1:
+        _make_rows(pipeline, seeds, out, asked)
     elif _is_grid(out):
-        made = [(s, to_uint8(images)) for s, images, _ in pipeline.batches(seeds, divided=True)]
-        batches = sorted(sum(distributed.everyones(made), []), key=lambda batch: batch[0][0])
+        images = _everyones(pipeline, seeds)
         if is_first():
-            figures.save_grid(out, torch.cat([images for _, images in batches]))
+            figures.save_grid(out, images)
     else:
         fill_folder(pipeline, seeds, out)
 
@@ -69,6 +80,32 @@ def make_pictures(
     print(f"saved {out} in {time.monotonic() - began:.1f} s")
     if is_first() and _is_grid(out):
         figures.show_window(out)
+
+
+def _make_rows(pipeline: Pipeline, seeds: Sequence[int], out: Path, asked: Sequence[Asked]) -> None:
+    """A row of a figure for each of what is asked, or a folder in the folder out."""
+    if not _is_grid(out):
+        for row in asked:
+            fill_folder(replace(pipeline, asked=row), seeds, out / folder_name(row.name))
+        return
+    n, guidance = len(asked), asked[0].guidance
+    together = Asked("", torch.cat([row.c for row in asked]), guidance)
+    images = _everyones(
+        replace(pipeline, asked=together), range(n * len(seeds)),
+        lambda items: pipeline.noise([seeds[i // n] for i in items]),
+    )  # fmt: skip
+    if is_first():
+        rows = {row.name: to_pixels(images[i::n]) for i, row in enumerate(asked)}
+        figures.image_rows(out, rows, f"{pipeline.label}{guidance.label}")
+
+
+def _everyones(
+    pipeline: Pipeline, items: Sequence[int], noise: Callable[[list[int]], Draw] | None = None
+) -> torch.Tensor:
+    """The pictures of these items (N, C, H, W) uint8, of which each process makes its share."""
+    made = [(i, to_uint8(x)) for i, x, _ in pipeline.batches(items, noise, divided=True)]
+    batches = sorted(sum(distributed.everyones(made), []), key=lambda batch: batch[0][0])
+    return torch.cat([images for _, images in batches])
 
 
 def check_out(pipeline: Pipeline, out: Path, made: Sequence[Path] = ()) -> None:
@@ -118,7 +155,10 @@ def fill_folder(pipeline: Pipeline, seeds: Sequence[int], folder: Path) -> None:
         **pipeline.sampling.used,
         "precision": pipeline.runtime.precision,
     }
+    if pipeline.model.config.classes or pipeline.model.config.attributes:
+        made["asked"] = pipeline.asked.label if pipeline.asked else "anything"
     text = {key: str(value) for key, value in made.items()}
+    make_folder(folder)
     there = set(folder.glob("seed*.png"))
     for path in sorted(there):
         _check_made_alike(path, text)

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from common.choices import NUM_STEPS, SAMPLERS
 from common.errors import DamagedError, UserError, short
-from models.diffusion import epsilon
+from generation.conditions import Asked
+from models.diffusion import Denoiser, epsilon
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
@@ -103,7 +104,8 @@ class Sampling:
 class Pipeline:
     """A denoiser and how pictures are made with it.
 
-    shape: (c, h, w) of x0. batch: pictures made at a time.
+    shape: (c, h, w) of x0. batch: pictures made at a time. asked: what they shall show; None:
+    anything.
     """
 
     runtime: Runtime
@@ -113,6 +115,7 @@ class Pipeline:
     codec: Codec
     sampling: Sampling
     batch: int
+    asked: Asked | None = None
 
     @property
     def steps(self) -> int:
@@ -123,20 +126,27 @@ class Pipeline:
     def label(self) -> str:
         """Sampler, steps and settings in words."""
         settings = "".join(f", {key} {value:g}" for key, value in self.sampling.used.items())
-        return f"{self.sampling.sampler}, {self.steps} steps{settings}"
+        asked = f", {self.asked.label}" if self.asked else ""
+        return f"{self.sampling.sampler}, {self.steps} steps{settings}{asked}"
 
     def noise(self, seeds: Sequence[int]) -> Draw:
         """The noise of the pictures of these seeds, each from its own generator."""
         return picture_noise(seeds, self.shape, self.runtime.device)
 
-    def sample(self, draw: Draw, on_step: Callable[..., object] | None = None) -> torch.Tensor:
-        """x0 (B, c, h, w) on the device, from the noise that draw() gives.
+    def denoiser(self, items: Sequence[Any]) -> Denoiser:
+        """The callable (xt, t) -> eps_hat for pictures of these seeds (see Asked.of)."""
+        network = self.asked.of(self.model, items) if self.asked else self.model
+        return epsilon(network, self.scheduler)
 
-        on_step(t, xt, eps_hat) is called after each call of the network.
+    def sample(
+        self, draw: Draw, items: Sequence[Any], on_step: Callable[..., object] | None = None
+    ) -> torch.Tensor:
+        """x0 (B, c, h, w) on the device, from the noise that draw() gives, of B items (see
+        Asked.of). on_step(t, xt, eps_hat) is called after each call of the network.
         """
         with self.runtime.autocast():
             return sample(
-                epsilon(self.model, self.scheduler), self.scheduler, draw, self.sampling.sampler,
+                self.denoiser(items), self.scheduler, draw, self.sampling.sampler,
                 self.steps, on_step,
                 **self.sampling.used,
             )  # fmt: skip
@@ -157,7 +167,9 @@ class Pipeline:
         total = sum(map(len, batches))
         with tqdm(total=total, unit="image", unit_scale=True, smoothing=0.05) as bar:
             for batch in batches:
-                draw, share = noise(batch), len(batch) / self.steps
                 # Shares of an image may add up to a little more than all: the bar stops at its end.
-                x0 = self.sample(draw, lambda *_, n=share: bar.update(min(n, bar.total - bar.n)))
+                share = len(batch) / self.steps
+                x0 = self.sample(
+                    noise(batch), batch, lambda *_, n=share: bar.update(min(n, bar.total - bar.n))
+                )
                 yield batch, self.codec.decode(x0), x0

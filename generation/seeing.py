@@ -68,7 +68,7 @@ def _frames(
                 frames.append((t, xt.cpu(), x0_hat.cpu()))
             bar.update()
 
-        pipeline.sample(pipeline.noise(seeds), on_step)
+        pipeline.sample(pipeline.noise(seeds), seeds, on_step)
 
     images = pipeline.codec.decode
     return [(t, images(xt), images(x0_hat)) for t, xt, x0_hat in frames]

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     POSTERIOR = 2
     FLIP = 3
     DROPOUT = 4
+    CONDITION = 5
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class Draws:
     places: Sequence[int]
     device: torch.device | str = "cpu"
 
-    def uniform(self, purpose: Purpose) -> torch.Tensor:
-        """(B,) in (0, 1), float32: multiples of 2^-23, shifted by a half."""
-        return _unit(self._words(purpose, 1)[:, 0]).to(self.device)
+    def uniform(self, purpose: Purpose, shape: Sequence[int] = ()) -> torch.Tensor:
+        """(B, *shape) in (0, 1), float32: multiples of 2^-23, shifted by a half."""
+        words = self._words(purpose, math.prod(shape))
+        return _unit(words).reshape(len(self.places), *shape).to(self.device)
 
     def normal(self, purpose: Purpose, shape: Sequence[int]) -> torch.Tensor:
         """(B, *shape) standard normal, float32, by Box and Muller."""

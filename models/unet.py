@@ -3,6 +3,9 @@ for. What it puts out is eps or v; models/diffusion.py makes eps_hat of it.
 
 Same structure and state-dict keys as diffusers' UNet2DModel, whose attention_head_dim is c0.
 B: batch, C: in_channels, H, W: height and width, c0, c1, ..: the widths `channels`.
+
+What is asked for, the condition c, is a vector that is added to that of t: of classes int64 (B,),
+their number meaning "none"; of attributes (B, A) in {-1, 0, 1}: without it, unknown, with it.
 """
 
 from collections.abc import Iterable
@@ -36,6 +39,7 @@ class UNetConfig:
     blocks: residual blocks per level on the way down (one more on the way up). groups: of every
     GroupNorm. dropout: probability, inside the residual blocks. attention_levels: those with
     attention after each block, 0 for the finest, in order; with the last, the middle has it too.
+    classes, attributes: how many can be asked for, of one kind only.
     """
 
     in_channels: int
@@ -44,10 +48,12 @@ class UNetConfig:
     groups: int
     dropout: float
     attention_levels: tuple[int, ...] = ()
+    classes: int = 0
+    attributes: int = 0
 
 
 class UNet(nn.Module):
-    """forward(xt, t) -> eps_hat or v_hat. stride = 2^(levels - 1) divides H and W."""
+    """forward(xt, t, c) -> eps_hat or v_hat. stride = 2^(levels - 1) divides H and W."""
 
     down_blocks: Any  # ModuleLists of Stage, whose items a type checker cannot know
     up_blocks: Any
@@ -72,12 +78,9 @@ class UNet(nn.Module):
                     if level in levels]  # fmt: skip
 
         # t as a vector for every block, and the image as features.
-        self.time_embedding = nn.ModuleDict(
-            {
-                "linear_1": nn.Linear(widths[0], emb_channels),
-                "linear_2": nn.Linear(emb_channels, emb_channels),
-            }
-        )
+        linear_1 = nn.Linear(widths[0], emb_channels)
+        linear_2 = nn.Linear(emb_channels, emb_channels)
+        self.time_embedding = nn.ModuleDict({"linear_1": linear_1, "linear_2": linear_2})
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
 
         # Down: what every block and every downsampler makes is kept as a skip.
@@ -112,9 +115,33 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(c, config.in_channels, 3, padding=1)
         start_at_zero(self.conv_out)
+        self._add_conditions(emb_channels)
 
-    def forward(self, xt: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """xt: (B, C, H, W), t: (B,) in 0 .. T-1 -> eps_hat or v_hat: (B, C, H, W).
+    def _add_conditions(self, emb_channels: int) -> None:
+        """What is asked for as a vector: at first zero, so that the same seed's network does not
+        depend on it."""
+        classes, attributes = self.config.classes, self.config.attributes
+        if classes and attributes:
+            raise UserError("a network knows either classes or attributes, not both")
+        if classes:
+            self.class_embedding = nn.Embedding(classes + 1, emb_channels)
+            start_at_zero(self.class_embedding)
+        if attributes:
+            self.attribute_embedding = nn.Linear(attributes, emb_channels, bias=False)
+            start_at_zero(self.attribute_embedding)
+
+    def nothing(self, n: int) -> torch.Tensor:
+        """The condition c of n samples of which nothing is asked."""
+        device = self.conv_in.weight.device
+        if self.config.classes:
+            return torch.full((n,), self.config.classes, device=device)
+        return torch.zeros(n, self.config.attributes, device=device)
+
+    def forward(
+        self, xt: torch.Tensor, t: torch.Tensor, c: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """xt: (B, C, H, W), t: (B,) in 0 .. T-1, c: as above, None: nothing is asked -> eps_hat or
+        v_hat: (B, C, H, W).
 
         Raises UserError when H or W is not a multiple of `stride`.
         """
@@ -122,10 +149,14 @@ class UNet(nn.Module):
         check_divides(height, width, self.stride)
 
         # fmt: off
-        # What t is, for all blocks.
+        # What t is, and what is asked for, for all blocks.
         emb = timestep_embedding(t, self.config.channels[0])        # (B, c0)
         emb = self.time_embedding["linear_1"](emb)                  # (B, 4 c0)
         emb = self.time_embedding["linear_2"](F.silu(emb))          # (B, 4 c0)
+        if self.config.classes:
+            emb = emb + self.class_embedding(self.nothing(len(xt)) if c is None else c)
+        if self.config.attributes and c is not None:
+            emb = emb + self.attribute_embedding(c.to(emb.dtype))   # exact: -1, 0, 1
 
         # Down, keeping what the way up needs beside it.
         h = self.conv_in(xt)                                        # (B, c0, H, W)

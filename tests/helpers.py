@@ -192,8 +192,9 @@ def write_images(folder, n, size=(40, 48), mode="RGB", seed=0):
     return folder
 
 
-def write_mnist(root, train=300, test=64, gz=True):
-    """Idx files of blob "digits" in root/MNIST/raw, as MNIST's own are laid out."""
+def write_mnist(root, train=300, test=64, gz=True, labels=False):
+    """Idx files of blob "digits" in root/MNIST/raw, as MNIST's own are laid out. labels: also what
+    they are, by the place of the blob."""
     import gzip
 
     raw = root / "MNIST" / "raw"
@@ -203,6 +204,10 @@ def write_mnist(root, train=300, test=64, gz=True):
         y, x = np.mgrid[:28, :28]
         center = rng.uniform(8, 20, (n, 2, 1, 1))
         images = 255 * np.exp(-((x - center[:, 0]) ** 2 + (y - center[:, 1]) ** 2) / 20)
+        if labels:
+            what = (10 * (center[:, 0, 0, 0] - 8) / 12).astype(np.uint8)
+            header = np.array([2049, n], ">u4").tobytes()
+            (raw / name.replace("images-idx3", "labels-idx1")).write_bytes(header + what.tobytes())
         header = np.array([2051, n, 28, 28], ">u4").tobytes()
         content = header + images.astype(np.uint8).tobytes()
         if gz:

@@ -36,19 +36,25 @@ NAMES = {
     "data": ("a", "b"), "data_root": ("a", "b"), "encoder": ("a", "b"), "init": ("a", "b"),
     "export": ("a", "b"),
     "channels": ("8", "16"), "attention": ("2", "1,2"),
-    "batch": ("5", "3"), "interpolate": ("3 4", "5 6"),
+    "batch": ("5", "3"), "interpolate": ("3 4", "5 6"), "guidance_interval": ("3 4", "5 6"),
+    "condition": ("folders", "a.csv"), "label": ("a", "b"), "attributes": ("a", "b"),
     "inpaint": ("a", "b"), "mask": ("a", "b"), "vary": ("a", "b"), "reconstruct": ("a", "b"),
     "invert": ("a", "a b"),
 }  # fmt: skip
 FRACTIONS = {"lr", "ema", "dropout", "min_snr", "kl_weight", "gan_weight", "eta", "sigma_scale",
-             "time_limit", "strength", "perceptual_weight"}  # fmt: skip
+             "time_limit", "strength", "guidance", "perceptual_weight"}  # fmt: skip
 COUNTS = {"epochs", "steps", "seed", "blocks", "latent_channels", "num_images", "sampling_steps",
           "workers", "keep", "save_every", "accumulate", "resampling"}  # fmt: skip
 # What a flag needs beside it to mean something.
+ASKED = ["--label", "a"]
 NEEDS = {
-    "eta": ["--sampler", "ddim"], "freeze_encoder": ["--init", "c"], "inpaint": ["--mask", "m"],
-    "mask": ["--inpaint", "i"], "resampling": ["--inpaint", "i", "--mask", "m"],
-    "strength": ["--vary", "v"], "perceptual_network": ["--perceptual-weight", "1"],
+    ("eta", SHOW): ["--sampler", "ddim"], ("eta", EVALUATE): ["--sampler", "ddim"],
+    ("freeze_encoder", TRAIN): ["--init", "c"], ("inpaint", SHOW): ["--mask", "m"],
+    ("mask", SHOW): ["--inpaint", "i"], ("resampling", SHOW): ["--inpaint", "i", "--mask", "m"],
+    ("strength", SHOW): ["--vary", "v"], ("guidance", SHOW): ASKED,
+    ("guidance_interval", SHOW): ["--guidance", "2", *ASKED],
+    ("guidance_interval", EVALUATE): ["--guidance", "2"],
+    ("perceptual_network", TRAIN): ["--perceptual-weight", "1"],
 }  # fmt: skip
 
 
@@ -63,7 +69,8 @@ def typed(parse, name, which=0):
         return [flag]
     if name in FRACTIONS:
         return [flag, ("0.25", "0.5")[which]]
-    return [flag, *(("3", "5") if name in COUNTS else NAMES[name])[which].split()]
+    names = ("labels", "none") if (parse, name) == (parse_mnist, "condition") else NAMES.get(name)
+    return [flag, *(("3", "5") if name in COUNTS else names)[which].split()]
 
 
 def of_training(args):
@@ -108,7 +115,7 @@ def test_a_mode_takes_exactly_the_flags_that_list_it(parse, name, mode, capsys):
     modes = parse(MODES[parse][TRAIN]).flags[name].modes
     words = [*start, *typed(parse, name)]
     if mode in modes:
-        args = parse([*words, *NEEDS.get(name, [])])
+        args = parse([*words, *NEEDS.get((name, mode), [])])
         assert name in args.given and args.mode == mode
     else:
         with pytest.raises(SystemExit) as end:
@@ -137,6 +144,41 @@ def test_flags_that_do_not_go_together(parse, flags, message, capsys):
     with pytest.raises(SystemExit):
         parse(["--evaluate", "c.safetensors", *flags])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--guidance", "2"], "--guidance needs --attributes or --label"),
+        (["--label", "a", "--guidance-interval", "1", "2"], "needs --guidance other than 1"),
+        (["--label", "a", "--guidance", "2", "--guidance-interval", "3", "2"], "3 to 2 is empty"),
+        (["--label", "a", "--attributes", "b"], "not allowed with argument"),
+        (["--label", "a", "--guidance", "-1"], "-1 is no number from 0 to 100"),
+        (["--label", "a", "--guidance-interval", "1", "1000"], "1000 is no whole number"),
+    ],
+)
+def test_what_is_asked_for_in_vain_is_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_latent(["--show", "c", *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_conditions_are_those_of_the_help(capsys):
+    for text in ("none", "attributes", "folders", "some/Labels.CSV"):
+        start = ["--train", "--encoder", "e", "--condition", text]
+        assert parse_latent(start).condition == text
+    with pytest.raises(SystemExit):
+        parse_latent(["--train", "--encoder", "e", "--condition", "labels"])
+    assert "labels is not none, attributes, folders or a .csv file" in capsys.readouterr().err
+    assert parse_latent(["--show", "c", "--attributes=-Hat"]).attributes == "-Hat"
+    assert parse_latent(["--show", "c", "--label", "a"]).num_images == 10
+
+
+def test_samples_of_other_guidance_have_another_folder():
+    start = ["--evaluate", "d.safetensors", "--guidance", "2"]
+    assert parse_mnist(start).out == "fig/mnist/evaluation/d-ddpm50-guidance2"
+    args = parse_mnist([*start, "--guidance-interval", "100", "700"])
+    assert args.out == "fig/mnist/evaluation/d-ddpm50-guidance2-t100-t700"
 
 
 # ---- Frozen -------------------------------------------------------------------------------------

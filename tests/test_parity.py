@@ -40,6 +40,25 @@ def test_unet_is_unet2dmodel(channels, blocks, groups, size, attention):
         assert torch.equal(theirs(x, t).sample, ours(x, t))
 
 
+@pytest.mark.parametrize("classes", [1, 10, 1000])
+def test_classes_are_unet2dmodels(classes):
+    """num_class_embeds has one more, for what is asked of nobody."""
+    theirs = diffusers.UNet2DModel(
+        in_channels=1, out_channels=1, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=["DownBlock2D"] * 2, up_block_types=["UpBlock2D"] * 2, norm_num_groups=8,
+        add_attention=False, num_class_embeds=classes + 1,
+    )  # fmt: skip
+    ours = UNet(UNetConfig(1, (16, 32), 1, 8, 0.0, classes=classes)).eval()
+    ours.load_state_dict(randomize(theirs).state_dict())
+    x, t = torch.randn(3, 1, 8, 12), torch.tensor([0, 17, 999])
+    c = torch.tensor([0, classes - 1, classes])
+    with torch.no_grad():
+        want = theirs(x, t, class_labels=c).sample
+        assert torch.equal(ours(x, t, c), want)
+        assert torch.equal(ours(x[2:], t[2:]), theirs(x[2:], t[2:], class_labels=c[2:]).sample)
+        assert not torch.equal(want, theirs(x, t, class_labels=c.flip(0)).sample)
+
+
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize(
     ("channels", "blocks", "groups", "z", "image", "size"),

@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from data.labels import Labels
 from models.blocks import norm_groups
 from models.diffusion import Objective, denoising_loss, epsilon
 from models.draws import Draws
+from models.guidance import conditioned, dropped
 from models.samplers import picture_noise, sample
 from models.scheduler import DDPMScheduler
 from models.unet import UNet, UNetConfig
@@ -35,24 +37,29 @@ class DenoiserData:
     """What the loop needs to know of its data.
 
     draw: (B,) indices of training images, and the step's random numbers -> x0 (B, c, h, w) on the
-    device. valid: fixed x0 of validation images, on the device.
+    device. valid: fixed x0 of validation images, on the device. labels, valid_c: of the training
+    images, by index, and of the validation images; None where nothing can be asked for.
     """
 
     draw: Callable[[torch.Tensor, Draws], torch.Tensor]
     num_train: int
     valid: torch.Tensor
     codec: Codec
+    labels: torch.Tensor | None = None
+    valid_c: torch.Tensor | None = None
 
 
 def network(
     in_channels: int, channels: int, channel_mult: tuple[int, ...], blocks: int, dropout: float,
-    attention: str | None = None,
+    attention: str | None = None, labels: Labels | None = None,
 ) -> UNet:  # fmt: skip
     """An untrained UNet whose levels have channels times channel_mult as widths. attention: the
-    numbers of the levels that have it, as --attention is typed."""
+    numbers of the levels that have it, as --attention is typed. labels: what can be asked for."""
     widths = tuple(channels * times for times in channel_mult)
     levels = tuple(map(int, attention.split(","))) if attention else ()
-    return UNet(UNetConfig(in_channels, widths, blocks, norm_groups(channels), dropout, levels))
+    known = {labels.kind: len(labels.names)} if labels else {}
+    groups = norm_groups(channels)
+    return UNet(UNetConfig(in_channels, widths, blocks, groups, dropout, levels, **known))
 
 
 class DenoiserLearner:
@@ -71,18 +78,25 @@ class DenoiserLearner:
         self.ema, self.accumulate = EMA(self.model, ema), accumulate
         self.optimizer = Optimizer(self.model, optimizer, lr, runtime)
         self.objective = Objective(scheduler, t_density, min_snr, runtime.device)
-        self.denoise = epsilon(runtime.compiled(self.model), scheduler)
+        self.network = runtime.compiled(self.model)
         self.parts = {"model": self.model, "ema": self.ema.model, "optimizer": self.optimizer}
 
-    def step(self, x0: torch.Tensor, rate: float, draws: Draws) -> dict[str, torch.Tensor]:
+    def step(
+        self, x0: torch.Tensor, rate: float, draws: Draws, c: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """One update by x0 (B, c, h, w), at `rate` times the peak learning rate, with the random
-        numbers of its step. Metrics as Progress.add takes them, none where the step was skipped."""
+        numbers of its step. c: the conditions of x0, of which some are dropped. Metrics as
+        Progress.add takes them, none where the step was skipped."""
         found, parts = [], draws.parts(self.accumulate)
-        for part, x in zip(parts, x0.split(len(parts[0].places)), strict=True):
+        size, network = len(parts[0].places), self.network
+        for i, (part, x) in enumerate(zip(parts, x0.split(size), strict=True)):
             if self.model.config.dropout:
                 part.seed_torch()
+            if c is not None:
+                part_c = dropped(c[i * size :][: len(x)], self.model.nothing(1), part)
+                network = conditioned(self.network, part_c)
             with self.runtime.autocast():
-                loss, losses, t = self.objective(self.denoise, x, part)
+                loss, losses, t = self.objective(epsilon(network, self.scheduler), x, part)
             self.optimizer.backward(loss * (len(x) / len(x0)))
             found.append((losses.detach(), t))
         norm = self.optimizer.step(rate)
@@ -107,9 +121,10 @@ def train(run: Run, learner: DenoiserLearner, data: DenoiserData, facts: dict) -
     with run.progress() as progress:
         run.catch_up(draw)
         for step in range(run.start, run.steps):
-            draws = run.draws(step)
-            x0 = data.draw(run.indices(step), draws)
-            progress.add(**learner.step(x0, run.schedule.factor(step), draws))
+            draws, indices = run.draws(step), run.indices(step)
+            x0 = data.draw(indices, draws)
+            c = None if data.labels is None else data.labels[indices].to(x0.device)
+            progress.add(**learner.step(x0, run.schedule.factor(step), draws, c))
 
             # A report, then checkpoint, state and figures, each when it is due.
             done = step + 1
@@ -174,16 +189,25 @@ def validate(model: UNet, scheduler: DDPMScheduler, data: DenoiserData, runtime:
     Fewer than NUM_VALID images are taken several times, each at other t: so all t count alike.
     """
     x0 = data.valid.repeat(math.ceil(NUM_VALID / len(data.valid)), 1, 1, 1)
+    c = asked(data, len(x0))
     t = (torch.arange(len(x0)) + 0.5) * (scheduler.num_steps / len(x0))
     t = t.long().to(x0.device)
     eps = picture_noise(range(len(x0)), x0.shape[1:], x0.device)()
     with evaluating(model), runtime.autocast():
-        batches = list(zip(x0.split(64), t.split(64), eps.split(64), strict=True))
+        cs = [None] * len(x0) if c is None else c.split(64)
+        batches = list(zip(cs, x0.split(64), t.split(64), eps.split(64), strict=False))
         losses = [
-            denoising_loss(epsilon(model, scheduler), scheduler, *batch)
-            for batch in tqdm(batches, "validation", unit="batch", delay=1, leave=False)
+            denoising_loss(epsilon(conditioned(model, c), scheduler), scheduler, *batch)
+            for c, *batch in tqdm(batches, "validation", unit="batch", delay=1, leave=False)
         ]
     return torch.cat(losses).mean().item()
+
+
+def asked(data: DenoiserData, n: int) -> torch.Tensor | None:
+    """What is asked for in n figures or losses: what the validation images show, again and again.
+    None where nothing can be."""
+    c = data.valid_c
+    return None if c is None else c[torch.arange(n, device=c.device) % len(c)]
 
 
 def draw_figures(run: Run, learner: DenoiserLearner, data: DenoiserData) -> None:
@@ -197,7 +221,7 @@ def draw_figures(run: Run, learner: DenoiserLearner, data: DenoiserData) -> None
         for name, model in networks.items():
             draw = picture_noise(range(NUM_PREVIEWS), data.valid.shape[1:], runtime.device)
             with evaluating(model), runtime.autocast():
-                denoise = epsilon(model, scheduler)
+                denoise = epsilon(conditioned(model, asked(data, NUM_PREVIEWS)), scheduler)
                 x0 = sample(
                     denoise, scheduler, draw, "ddpm", PREVIEW_STEPS, lambda *_: bar.update()
                 )
@@ -225,8 +249,10 @@ def predictions(
     x0 = data.valid[:1].expand(len(t), -1, -1, -1)
     eps = picture_noise(range(len(t)), x0.shape[1:], x0.device)()
     xt = scheduler.add_noise(x0, eps, t)
+    c = asked(data, 1)
+    network = conditioned(model, None if c is None else c.expand(len(t), *c.shape[1:]))
     with runtime.autocast():
-        x0_hat = scheduler.predict_x0(xt, epsilon(model, scheduler)(xt, t), t)
+        x0_hat = scheduler.predict_x0(xt, epsilon(network, scheduler)(xt, t), t)
     rows = {"x0": x0, "xt": xt, "x0_hat": x0_hat}
     rows = {name: data.codec.decode(x) for name, x in rows.items()}
     captions = {"x0": [f"t = {step}" for step in t.tolist()]}

@@ -17,7 +17,9 @@ from training.runtime import Runtime
 MAX_GRADIENT = 1.0  # norm from which a gradient is shortened to it
 MOMENTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum",)}  # kept of a weight
 MOST_SKIPPED = 20  # steps in a row; fp16 needs up to 16 to find its scale
-OUTER = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"}  # from or to images and latents
+OUTER = {  # from or to images and latents, and from conditions
+    "conv_in", "conv_out", "quant_conv", "post_quant_conv", "class_embedding", "attribute_embedding"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
