@@ -45,7 +45,7 @@ from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.sizes import DENOISER_STRIDE, check_divides
 from models.unet import UNet
 from training import denoiser, distributed
-from training.beginning import denoiser_flags, facts_in, network_in, with_dropout
+from training.beginning import denoiser_flags, facts_in, network_in, with_dropout, with_labels
 from training.checkpoint import check_channels, check_fields
 from training.codec import LatentCodec, encode
 from training.conditions import use_labels
@@ -105,7 +105,7 @@ def train(args: Arguments) -> None:
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
-    model = model or denoiser.network(
+    model = with_labels(model, labels) if model else denoiser.network(
         autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout,
         args.attention, labels,
     )  # fmt: skip

@@ -42,7 +42,7 @@ from generation.seeing import TrainingSet
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
 from training import denoiser, distributed
-from training.beginning import denoiser_flags, network_in, with_dropout
+from training.beginning import denoiser_flags, network_in, with_dropout, with_labels
 from training.checkpoint import fingerprint
 from training.codec import PixelCodec
 from training.conditions import use_labels
@@ -106,8 +106,12 @@ def train(args: Arguments) -> None:
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
-    model = model or denoiser.network(
-        1, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention, labels
+    model = (
+        with_labels(model, labels)
+        if model
+        else denoiser.network(
+            1, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention, labels
+        )
     )
     scheduler = DDPMScheduler(
         SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=True)

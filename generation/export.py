@@ -85,10 +85,16 @@ def export(
     """Write the folder as a whole, or not at all; by the first of several processes.
 
     source: the denoiser's checkpoint; facts: what it says; trained_on: what its autoencoder's says.
-    Raises UserError where something is in the folder that is no earlier export.
+    Raises UserError where something is in the folder that is no earlier export, and for a denoiser
+    with conditions, which no pipeline of diffusers asks for.
     """
     if not is_first():
         return
+    if pipeline.model.config.classes or pipeline.model.config.attributes:
+        raise UserError(
+            f"--export: {source} was trained with --condition, which no pipeline of diffusers asks "
+            "for; docs/python.md says how UNet2DModel loads it"
+        )
     check_free(folder)
     write_folder(folder, lambda new: _fill(new, pipeline, source, facts, trained_on or {}))
     print(f"saved {folder}")

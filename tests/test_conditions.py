@@ -35,6 +35,7 @@ from models.draws import Draws
 from models.guidance import conditioned
 from models.unet import UNet, UNetConfig
 from training import figures
+from training.beginning import with_labels
 from training.checkpoint import load_facts, load_model, load_state, save_model, save_state
 from training.codec import PixelCodec
 from training.conditions import use_labels
@@ -291,7 +292,6 @@ def test_a_run_from_before_conditions_goes_on_without(digits):
 @pytest.mark.parametrize(
     ("kind", "labels", "message"),
     [
-        ("", Labels("classes", DIGITS, {}), "knows no labels, but --condition gives 10 classes"),
         ("classes", None, "knows 10 classes, but --condition gives no labels"),
         ("attributes", Labels("classes", DIGITS, {}), "knows 10 attributes, but .* 10 classes"),
         ("classes", Labels("classes", DIGITS[1:], {}), "knows 10 classes, but .* gives 9 classes"),
@@ -304,6 +304,29 @@ def test_a_network_to_begin_with_knows_the_same_labels(kind, labels, message):
     ids, known = use_labels(fits, {"data": "d"}, None, network())
     assert ids == {"data": "d", "labels": fits.digest()} and known["condition"]["names"][9] == "9"
     assert use_labels(None, {"data": "d"}, None, network("")) == ({"data": "d"}, {})
+
+
+@pytest.mark.parametrize("kind", ["classes", "attributes"])
+def test_a_network_without_conditions_may_learn_them(kind):
+    """At first whatever is asked changes nothing."""
+    plain = randomize(network(""))
+    labels = Labels(kind, DIGITS, {})
+    use_labels(labels, {"data": "d"}, None, plain)
+    asked = with_labels(plain, labels)
+    assert getattr(asked.config, kind) == 10 and with_labels(asked, labels) is asked
+    assert with_labels(plain, None) is plain
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([3, 50, 700])
+    c = torch.tensor([1, 4, 10]) if kind == "classes" else torch.ones(3, 10)
+    assert torch.equal(asked(x, t, c), plain(x, t))
+
+
+def test_digits_go_on_with_labels(digits):
+    run_digits("--steps", 2, *SMALL, "--name", "a")
+    (path,) = Path("checkpoints/mnist").glob("a_epoch*.safetensors")
+    run_digits("--init", path, "--condition", "labels", "--steps", 2, *SMALL, "--name", "b")
+    (path,) = Path("checkpoints/mnist").glob("b_epoch*.safetensors")
+    assert load_model(path, "UNet")[0].config.classes == 10
+    run_digits("--resume", "b", "--steps", 3)
 
 
 def test_a_class_is_learnt():

@@ -393,6 +393,18 @@ def test_where_it_can_not_go(folder):
     assert {path.as_posix() for path in tree(folder)} < FILES
 
 
+def test_a_network_with_conditions_is_no_pipeline(folder):
+    config = scheduler(clip_x0=True).config
+    model = Denoiser(UNetConfig(1, (8, 16, 16), 1, 8, 0.1, (), classes=2))
+    asked = {"kind": "classes", "names": ["a", "b"]}
+    save_denoiser("digits.safetensors", model, (28, 28), config, space="pixels", condition=asked)
+    with pytest.raises(
+        UserError, match="digits.safetensors was trained with --condition, which no"
+    ):
+        export_digits()
+    assert not folder.exists()
+
+
 def test_one_of_several_processes_exports(folder, monkeypatch):
     save_digits()
     monkeypatch.setattr("generation.export.is_first", lambda: False)

@@ -8,6 +8,7 @@ import torch
 
 from common.errors import UserError
 from common.files import is_there
+from data.labels import Labels
 from models.autoencoder import AutoencoderKL
 from models.discriminator import PatchDiscriminator
 from models.scheduler import DDPMScheduler
@@ -69,6 +70,18 @@ def with_dropout(model: UNet, dropout: float) -> UNet:
     """The same network with another dropout."""
     again = UNet(replace(model.config, dropout=dropout))
     again.load_state_dict(model.state_dict())
+    return again
+
+
+def with_labels(model: UNet, labels: Labels | None) -> UNet:
+    """A network of no conditions as one of these, at first without influence: their weights are 0.
+    Any other network as it is."""
+    config = model.config
+    if labels is None or config.classes or config.attributes:
+        return model
+    more: dict[str, Any] = {labels.kind: len(labels.names)}
+    again = UNet(replace(config, **more))
+    again.load_state_dict(model.state_dict(), strict=False)
     return again
 
 

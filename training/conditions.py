@@ -14,7 +14,7 @@ def use_labels(
 ) -> tuple[dict[str, str], dict]:
     """(ids of a run, with that of its labels; what a checkpoint's facts say of them), {} without.
     Says what can be asked for. Raises UserError where a resumed run has learnt other images or
-    labels, or the network to begin with knows other ones."""
+    labels, or the network to begin with knows other ones. (One that knows none may learn them.)"""
     check_same_data(state, ids["data"])
     mine = {"labels": labels.digest()} if labels else {}
     if state and state["ids"].get("labels") != mine.get("labels"):
@@ -25,7 +25,7 @@ def use_labels(
     known = {k: getattr(model.config, k) for k in (CLASSES, ATTRIBUTES)} if model else {}
     has = ", ".join(f"{n} {kind}" for kind, n in known.items() if n) or "no labels"
     wanted = f"{len(labels.names)} {labels.kind}" if labels else "no labels"
-    if model and has != wanted:
+    if model and has not in (wanted, "no labels" if not state else wanted):
         raise UserError(f"--init: its network knows {has}, but --condition gives {wanted}")
     if labels is None:
         return {**ids}, {}
