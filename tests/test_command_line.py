@@ -317,7 +317,7 @@ def test_a_state_keeps_all_of_a_training_but_the_machine_and_the_start(parse, st
 @pytest.mark.parametrize(("parse", "name"), list(every_flag_of_training()))
 def test_a_resumed_run_takes_what_is_movable_and_refuses_what_is_fixed(parse, name):
     own = [] if is_switch(parse, name) else typed(parse, name)
-    run = parse([*MODES[parse][TRAIN], *own, *NEEDS.get(name, [])])
+    run = parse([*MODES[parse][TRAIN], *own, *NEEDS.get((name, TRAIN), [])])
     state, resume = saved(run), [*MODES[parse][TRAIN][:1], "--resume", "n"]
 
     # What is not typed is the run's.

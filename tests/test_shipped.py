@@ -10,7 +10,6 @@ from PIL import Image
 from training.checkpoint import load_facts
 
 SHIPPED = {
-    "mnist/digits": "mnist_diffusion.py",
     "denoiser/faces64": "latent_diffusion.py",
 }
 FLAGS = ("--sampler", "dpm++", "--num-images", 6, *CPU)

@@ -47,6 +47,7 @@ KINDS = {
 WIDTH, TEXT = r"[1-9]\d{0,4}", r'"(?!.*\\u0000).*"'  # channels, or pixels of a side
 CONFIG: dict[Any, str] = {  # by the name of a field, else by its type
     "attention_levels": r"\[([12]?\d(, [12]?\d){0,29})?\]",
+    **dict.fromkeys(("classes", "attributes"), rf"0|{WIDTH}"),
     bool: "true|false",
     int: WIDTH,
     float: r"0(\.\d+)?|[1-9](\.\d+)?e-\d\d",
