@@ -105,7 +105,7 @@ def train(args: Arguments) -> None:
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
-    model = with_labels(model, labels) if model else denoiser.network(
+    model = with_labels(model, labels) or denoiser.network(
         autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout,
         args.attention, labels,
     )  # fmt: skip

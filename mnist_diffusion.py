@@ -70,16 +70,8 @@ def train(args: Arguments) -> None:
     torch.manual_seed(args.seed)
     runtime = Runtime(args.device, args.precision)
 
-    # What there is to go on with: the network of a resumed run, or of --init.
-    model = network_in(state) if state else None
-    if args.init and not state:
-        model, scheduler, known = load_beginning(args.init, "pixels")
-        check_digits(args.init, model, known.get("shape", [model.config.in_channels, 28, 28]))
-        others = {"dropout": model.config.dropout}
-        args = args.begun_from(args.init, denoiser_flags(model, scheduler), others)
-        model = with_dropout(model, args.dropout)
-
     # Data: all digits fit on any device as uint8.
+    args, model = begun(args, state)
     images = mnist_images(args.data_root, "train")
     data_id = f"mnist {zlib.crc32(images.numpy().tobytes()):08x}"
     images = images.to(runtime.device)
@@ -106,12 +98,8 @@ def train(args: Arguments) -> None:
     runtime.decide_compile(args.compile, run.steps - run.start)
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
-    model = (
-        with_labels(model, labels)
-        if model
-        else denoiser.network(
-            1, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention, labels
-        )
+    model = with_labels(model, labels) or denoiser.network(
+        1, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention, labels
     )
     scheduler = DDPMScheduler(
         SchedulerConfig(NUM_STEPS, args.schedule, args.prediction, clip_x0=True)
@@ -126,6 +114,17 @@ def train(args: Arguments) -> None:
     facts |= {"scheduler": asdict(scheduler.config)} | ({"init": args.init} if args.init else {})
     facts |= label_facts
     denoiser.train(run, learner, data, facts)
+
+
+def begun(args: Arguments, state: dict | None) -> tuple[Arguments, UNet | None]:
+    """What there is to go on with: (args, the network of a resumed run or of --init)."""
+    if state or not args.init:
+        return args, network_in(state) if state else None
+    model, scheduler, known = load_beginning(args.init, "pixels")
+    check_digits(args.init, model, known.get("shape", [model.config.in_channels, 28, 28]))
+    others = {"dropout": model.config.dropout}
+    args = args.begun_from(args.init, denoiser_flags(model, scheduler), others)
+    return args, with_dropout(model, args.dropout)
 
 
 def show(args: Arguments) -> None:

@@ -73,14 +73,13 @@ def with_dropout(model: UNet, dropout: float) -> UNet:
     return again
 
 
-def with_labels(model: UNet, labels: Labels | None) -> UNet:
+def with_labels(model: UNet | None, labels: Labels | None) -> UNet | None:
     """A network of no conditions as one of these, at first without influence: their weights are 0.
-    Any other network as it is."""
-    config = model.config
-    if labels is None or config.classes or config.attributes:
+    Any other network, or None, as it is."""
+    if model is None or labels is None or model.config.classes or model.config.attributes:
         return model
     more: dict[str, Any] = {labels.kind: len(labels.names)}
-    again = UNet(replace(config, **more))
+    again = UNet(replace(model.config, **more))
     again.load_state_dict(model.state_dict(), strict=False)
     return again
 
