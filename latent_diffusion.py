@@ -25,17 +25,25 @@ from command_line.flags import EVALUATE, SHOW, TRAIN, Arguments
 from common.choices import NUM_STEPS
 from common.errors import UserError
 from common.launch import is_first
+from data.batches import load_batches
 from data.caching import cache_bytes, cache_id, cache_latents
 from data.images import ImageDataset, open_images
 from data.labels import Labels, in_cache, read_labels
 from data.latents import MANIFEST, LatentDataset, LatentStats
 from data.order import ShuffledOrder, fixed_sample
-from generation.conditions import Guidance, all_asked, asked_for
+from generation.classifier import attribute_classifier
+from generation.conditions import Guidance, all_asked, asked_for, labels_known
 from generation.edited import edit_picture
+from generation.evaluation_asked import measure_attributes
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.export import export
-from generation.image_sets import autoencoder_spaces, dataset_images, imagenet_spaces
-from generation.output import fill_folder, make_pictures
+from generation.image_sets import (
+    autoencoder_spaces,
+    dataset_images,
+    imagenet_spaces,
+    read_pictures,
+)
+from generation.output import fill_folder, make_pictures, picture_path
 from generation.pipeline import Pipeline, Sampling, load_beginning, load_denoiser
 from generation.release import tell_card
 from generation.seeing import TrainingSet
@@ -262,7 +270,9 @@ def evaluate(args: Arguments) -> None:
     check_channels(args.evaluate, codec.autoencoder, splits["train"])
     split, name = ("test", "test") if "test" in splits else ("valid", "validation")
     guidance = Guidance(args.guidance, args.guidance_interval)
-    asked = all_asked(args.evaluate, facts, pipeline.model, guidance, splits, split, root)
+    labels = labels_known(args.evaluate, facts, pipeline.model, splits, root)
+    shown = labels.of[split] if labels else None
+    asked = all_asked(args.evaluate, facts, pipeline.model, guidance, shown)
     pipeline = replace(pipeline, asked=asked)
     if not is_first():
         return fill_folder(pipeline, args.seeds, folder)  # its share of the pictures
@@ -278,6 +288,14 @@ def evaluate(args: Arguments) -> None:
 
     # Measure, tell.
     record = evaluate_denoiser(pipeline, args.seeds, folder, reference, args.evaluate)
+    if labels and asked:
+        classifier = attribute_classifier(labels, splits["train"], workers)
+        pictures = read_pictures([picture_path(folder, seed) for seed in args.seeds])
+        parts = [part.tolist() for part in torch.arange(len(splits[split])).split(100)]
+        record["asked"] = measure_attributes(
+            classifier, labels.names, pictures, asked.of_seeds(args.seeds),
+            load_batches(splits[split], parts, workers), labels.of[split],
+        )  # fmt: skip
     publish(folder, record)
 
 

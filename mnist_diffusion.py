@@ -31,11 +31,11 @@ from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
 from generation.conditions import Guidance, all_asked, asked_for
 from generation.edited import edit_picture
-from generation.evaluation_asked import measure_asked
+from generation.evaluation_asked import measure_classes
 from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.export import export
-from generation.image_sets import Space, tensor_images
-from generation.output import fill_folder, make_pictures
+from generation.image_sets import Space, read_pictures, tensor_images
+from generation.output import fill_folder, make_pictures, picture_path
 from generation.pipeline import Pipeline, Sampling, load_beginning, load_denoiser
 from generation.release import tell_card
 from generation.seeing import TrainingSet
@@ -176,7 +176,8 @@ def evaluate(args: Arguments) -> None:
     record = evaluate_denoiser(pipeline, args.seeds, folder, reference, args.evaluate)
     if asked:
         real = mnist_images(root, "test"), mnist_labels(root, "test")
-        record["asked"] = measure_asked(classifier, folder, args.seeds, *real)
+        pictures = read_pictures([picture_path(folder, seed) for seed in args.seeds])
+        record["asked"] = measure_classes(classifier, pictures, asked.of_seeds(args.seeds), *real)
     publish(folder, record)
 
 

@@ -1,5 +1,10 @@
-"""The classifier whose features MNIST's samples are compared in: trained once, always alike."""
+"""Classifiers that read pictures: MNIST's, in whose features samples are compared, and one of
+attributes. Each is trained once, always alike, and kept.
 
+N: images, C, H, W: an image, A: attributes.
+"""
+
+import hashlib
 from pathlib import Path
 
 import torch
@@ -7,7 +12,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.errors import UserError
+from data.batches import load_batches
+from data.images import ImageDataset
+from data.labels import Labels
 from data.mnist import mnist_images, mnist_labels
+from data.order import fixed_sample
 from data.pixels import to_pixels, to_uint8
 from models.classifier import Classifier, ClassifierConfig
 from training.checkpoint import load_model, save_model
@@ -16,6 +25,7 @@ from training.optimizer import LrSchedule
 CONFIG = ClassifierConfig(1, (32, 64, 64, 128), 128, 10)
 EPOCHS, BATCH, LR, SHIFT, SEED = 4, 128, 4e-3, 2, 0  # SHIFT: of digits, in pixels
 AT_LEAST = 0.99  # share of the test set that it must get right
+CHANNELS, FACE_EPOCHS, MOST_FACES = (16, 32, 64, 128, 128), 6, 30_000  # of the one of attributes
 
 
 def mnist_classifier(
@@ -35,7 +45,7 @@ def mnist_classifier(
     images, labels = _labelled(data_root, "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = _train(images, labels)
+        model = _train(CONFIG, images, labels, EPOCHS)
     right = accuracy(model, *_labelled(data_root, "test"))
     if right < AT_LEAST:
         raise UserError(
@@ -56,14 +66,44 @@ def _labelled(data_root: str | Path, split: str) -> tuple[torch.Tensor, torch.Te
     return images, labels
 
 
-def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
-    """A Classifier of images (N, 1, 28, 28) uint8, shifted at random, for labels (N,)."""
-    model = Classifier(CONFIG).train()
+def attribute_classifier(
+    labels: Labels, images: ImageDataset, workers: int,
+    folder: str | Path = "checkpoints/classifier",
+) -> Classifier:  # fmt: skip
+    """The Classifier of a training set's attributes, a logit each, in eval mode on the CPU: read
+    from folder, or trained on at most 30,000 images of which some is known, and kept.
+
+    labels: of these images, as their "train". Always trained on the CPU in fp32 from one seed.
+    """
+    known = labels.of["train"]
+    content = repr((labels.names, images.stamp(), images.size)).encode() + known.numpy().tobytes()
+    path = Path(folder, f"attributes_{hashlib.sha256(content).hexdigest()[:8]}.safetensors")
+    if path.is_file():
+        return load_model(path, "Classifier")[0]
+    some = known.any(dim=1).nonzero()[:, 0]
+    some = some[fixed_sample(len(some), MOST_FACES)]
+    parts = tqdm([part.tolist() for part in some.split(BATCH)], "reading faces", leave=False)
+    read = list(load_batches(images, parts, workers))
+    config = ClassifierConfig(images.channels, CHANNELS, 128, len(labels.names))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        indices = [i for _, good in read for i in good]
+        model = _train(config, torch.cat([x for x, _ in read]), known[indices], FACE_EPOCHS)
+    save_model(path, model, {"attributes": list(labels.names)})
+    return model
+
+
+def _train(
+    config: ClassifierConfig, images: torch.Tensor, labels: torch.Tensor, epochs: int
+) -> Classifier:
+    """A Classifier of images (N, C, H, W) uint8, shifted at random. labels: classes (N,), or
+    attributes (N, A) in {-1, 0, 1}, 0 for unknown, whose images are mirrored at random too."""
+    model = Classifier(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=1e-2)
     per_epoch = -(-len(images) // BATCH)
-    schedule = LrSchedule.whole("cosine", EPOCHS * per_epoch)
-    with tqdm(total=EPOCHS * per_epoch, desc="classifier", unit="step") as bar:
-        for step in range(EPOCHS * per_epoch):
+    schedule = LrSchedule.whole("cosine", epochs * per_epoch)
+    with tqdm(total=epochs * per_epoch, desc="classifier", unit="step") as bar:
+        for step in range(epochs * per_epoch):
             # Every epoch has an order of its own.
             if step % per_epoch == 0:
                 order = torch.randperm(len(images)).split(BATCH)
@@ -75,7 +115,11 @@ def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
             x = x[..., top : top + images.shape[2], left : left + images.shape[3]]
 
             # A step at the rate that the project's schedule has for it.
-            loss = F.cross_entropy(model(x), labels[batch])
+            if labels.ndim == 1:
+                loss = F.cross_entropy(model(x), labels[batch])
+            else:
+                x = x.flip(3) if torch.rand(()) < 0.5 else x
+                loss = _attribute_loss(model(x), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             for group in optimizer.param_groups:
@@ -83,6 +127,14 @@ def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
             optimizer.step()
             bar.update()
     return model.eval()
+
+
+def _attribute_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean binary cross-entropy of logits (N, A) for wanted (N, A) in {-1, 0, 1}; 0 is left out."""
+    known = (wanted != 0).to(logits)
+    targets = (wanted.to(logits) + 1) / 2
+    losses = F.binary_cross_entropy_with_logits(logits, targets, known, reduction="sum")
+    return losses / known.sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 
 from common.errors import DamagedError, UserError, short
 from data.images import ImageDataset
-from data.labels import ATTRIBUTES, CLASSES, read_labels
+from data.labels import ATTRIBUTES, CLASSES, Labels, read_labels
 from models.diffusion import Denoiser
 from models.guidance import guided
 from models.unet import UNet
@@ -45,11 +45,14 @@ class Asked:
         """All of it in words."""
         return f"{self.name}{self.guidance.label}"
 
-    def of(self, model: UNet, items: Sequence[Any]) -> Denoiser:
-        """The network asked for pictures of these seeds; where there is but one c, of any items."""
-        nothing = model.nothing(len(items))
+    def of_seeds(self, seeds: Sequence[Any]) -> torch.Tensor:
+        """c of the pictures of these seeds; where there is but one, of any items."""
         n = len(self.c)
-        c = self.c[[seed % n if n > 1 else 0 for seed in items]]
+        return self.c[[seed % n if n > 1 else 0 for seed in seeds]]
+
+    def of(self, model: UNet, items: Sequence[Any]) -> Denoiser:
+        """The network asked for pictures of these seeds."""
+        nothing, c = model.nothing(len(items)), self.of_seeds(items)
         return guided(model, c.to(nothing), nothing, self.guidance.weight, self.guidance.interval)
 
 
@@ -91,23 +94,34 @@ def asked_for(
 
 def all_asked(
     path: str, facts: dict[str, Any], model: UNet, guidance: Guidance,
-    images: Mapping[str, ImageDataset] | None = None, split: str = "", root: str | Path = "",
+    known: torch.Tensor | None = None,
 ) -> Asked | None:  # fmt: skip
-    """Of an evaluation: all classes in turn, or the attributes of the images of a split, which are
-    read anew; None of a denoiser without conditions. Raises UserError where that one is to be
-    guided, or the images' table is not there or another one."""
+    """Of an evaluation: all classes in turn, or the attributes `known` (N, A) of real images in
+    turn; None of a denoiser without conditions. Raises UserError where that one is to be guided."""
     kind, names = conditions_of(path, facts, model)
     if kind == CLASSES:
         return Asked("all classes", torch.arange(len(names)), guidance)
-    if kind == ATTRIBUTES and images:
-        source = str(facts["condition"].get("source"))
-        labels = read_labels(source, images, root)
-        if labels is None or list(labels.names) != names:
-            raise UserError(f"{path} knows other attributes than {source} has now")
-        return Asked(f"attributes of {split} images", labels.of[split], guidance)
+    if kind == ATTRIBUTES and known is not None:
+        return Asked("attributes of real images", known, guidance)
     if guidance != Guidance():
         raise UserError(f"--guidance: {path} was trained without --condition")
     return None
+
+
+def labels_known(
+    path: str, facts: dict[str, Any], model: UNet, images: Mapping[str, ImageDataset],
+    root: str | Path,
+) -> Labels | None:  # fmt: skip
+    """The Labels of these images that a denoiser of attributes knows, read anew; None of any other.
+    Raises UserError where their table is not there or another one."""
+    kind, names = conditions_of(path, facts, model)
+    if kind != ATTRIBUTES:
+        return None
+    source = str(facts["condition"].get("source"))
+    labels = read_labels(source, images, root)
+    if labels is None or list(labels.names) != names:
+        raise UserError(f"{path} knows other attributes than {source} has now")
+    return labels
 
 
 def _classes(text: str, names: Sequence[str]) -> list[int]:

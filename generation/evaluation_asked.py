@@ -1,46 +1,50 @@
-"""Whether pictures show what was asked for, as a classifier of real images reads them."""
+"""Whether pictures show what was asked for, as a classifier of real images reads them.
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+What is found is a table, {row: {column: number, or None where nothing can be said}}. N: images,
+D: features, A: attributes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
 
 from data.pixels import to_pixels
 from generation.classifier import features
-from generation.image_sets import PER_FEATURE, read_pictures
+from generation.image_sets import PER_FEATURE
 from generation.metrics import frechet_distance
-from generation.output import picture_path
 from models.classifier import Classifier
+
+Table = dict[str, dict[str, float | None]]
 
 
 @torch.no_grad()
-def measure_asked(
-    classifier: Classifier, folder: Path, seeds: Sequence[int], real: torch.Tensor,
-    labels: torch.Tensor,
-) -> dict[str, Any]:  # fmt: skip
-    """{"share", "real share", "classes": {name: {"share", "frechet"}}} of the pictures of these
-    seeds in folder, of which seed s was asked for class s % K: how many the classifier reads as
-    that, of the pictures and of real images (M, 1, 28, 28) with labels (M,), and the distance from
-    the real ones of the class in its features, None where they are too few for it."""
-    described = [_described(classifier, part) for part in read_pictures(_paths(folder, seeds))]
+def measure_classes(
+    classifier: Classifier, pictures: Iterable[torch.Tensor], asked: torch.Tensor,
+    real: torch.Tensor, labels: torch.Tensor,
+) -> Table:  # fmt: skip
+    """For all classes, and for each: the share of pictures that are read as asked, the share of
+    real images read as what they are, and the Frechet distance between them in the classifier's
+    features.
+
+    pictures: uint8 batches, N in all, of which class asked (N,) was asked for. real: (M, 1, 28, 28)
+    uint8 with labels (M,).
+    """
+    described = [_described(classifier, part) for part in pictures]
     f, read = (torch.cat(parts) for parts in zip(*described, strict=True))
     real_f, real_read = _described(classifier, real)
-    asked = torch.tensor(list(seeds)) % classifier.config.classes
-    right, classes = (read == asked).double(), {}
-    for i in range(classifier.config.classes):
-        mine, theirs = f[asked == i], real_f[labels == i]
-        enough = min(len(mine), len(theirs)) >= PER_FEATURE * f.shape[1]
-        classes[str(i)] = {
-            "share": right[asked == i].mean().item() if len(mine) else None,
-            "frechet": frechet_distance(mine, theirs) if enough else None,
+    rows = {"all": (asked >= 0, labels >= 0)}
+    rows |= {str(i): (asked == i, labels == i) for i in range(classifier.config.classes)}
+    table: Table = {}
+    for name, (mine, theirs) in rows.items():
+        enough = min(mine.sum(), theirs.sum()) >= PER_FEATURE * f.shape[1]
+        table[name] = {
+            "read as asked": _share(read == asked, mine),
+            "real images": _share(real_read == labels, theirs),
+            "Frechet distance": frechet_distance(f[mine], real_f[theirs]) if enough else None,
         }
-    real_share = (real_read == labels).double().mean().item()
-    return {"share": right.mean().item(), "real share": real_share, "classes": classes}
-
-
-def _paths(folder: Path, seeds: Sequence[int]) -> list[Path]:
-    return [picture_path(folder, seed) for seed in seeds]
+    return table
 
 
 def _described(classifier: Classifier, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,12 +54,59 @@ def _described(classifier: Classifier, images: torch.Tensor) -> tuple[torch.Tens
     return features(classifier, torch.cat(parts)), read
 
 
-def print_asked(record: Mapping[str, Any]) -> None:
-    """What measure_asked found, as a table."""
-    share, real = record["share"], record["real share"]
-    print(f"\nread as asked: {share:.1%} (test images as what they are: {real:.1%})")
-    print(f"{'class':<8}{'as asked':>12}{'Frechet distance':>20}")
-    for name, found in record["classes"].items():
-        distance = "too few" if found["frechet"] is None else f"{found['frechet']:.4g}"
-        as_asked = "" if found["share"] is None else f"{found['share']:.1%}"
-        print(f"{name:<8}{as_asked:>12}{distance:>20}")
+@torch.no_grad()
+def measure_attributes(
+    classifier: Classifier, names: Sequence[str], pictures: Iterable[torch.Tensor],
+    asked: torch.Tensor, real: Iterable[tuple[torch.Tensor, list[int]]], labels: torch.Tensor,
+) -> Table:  # fmt: skip
+    """For each attribute, and for each two: the share of pictures that are read as asked, and the
+    share of real images read as what they are; of an attribute, also of those with it alone, and of
+    those without it.
+
+    pictures: uint8 batches, N in all, of which asked (N, A) in {-1, 0, 1} was asked for. real:
+    batches with their indices among labels (M, A). Where any of these is 0, nothing is counted.
+    """
+    shown = torch.cat([_shown(classifier, part) for part in pictures])
+    read = [(_shown(classifier, part), labels[good]) for part, good in real]
+    real_shown, real_c = (torch.cat(parts) for parts in zip(*read, strict=True))
+    sets = {"read as asked": (shown == (asked > 0), asked)}
+    sets["real images"] = (real_shown == (real_c > 0), real_c)
+    table: Table = {}
+    for i, name in enumerate(names):
+        table[name] = {}
+        for column, (right, wanted) in sets.items():
+            table[name] |= {
+                column: _share(right[:, i], wanted[:, i] != 0),
+                f"{column}, with it": _share(right[:, i], wanted[:, i] == 1),
+                f"{column}, without": _share(right[:, i], wanted[:, i] == -1),
+            }
+    for i, j in combinations(range(len(names)), 2):
+        table[f"{names[i]} and {names[j]}"] = {
+            column: _share(right[:, i] & right[:, j], (wanted[:, i] != 0) & (wanted[:, j] != 0))
+            for column, (right, wanted) in sets.items()
+        }
+    return table
+
+
+def _shown(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """Whether uint8 images show each attribute: (N, A) bool."""
+    return torch.cat([classifier(to_pixels(part)) > 0 for part in images.split(500)])
+
+
+def _share(right: torch.Tensor, counted: torch.Tensor) -> float | None:
+    """Of those that are counted; None of none."""
+    return right[counted].double().mean().item() if counted.any() else None
+
+
+def print_table(table: Mapping[str, Mapping[str, Any]]) -> None:
+    """What was found, a row of the table in each line; all but distances as per cent."""
+    columns = list(next(iter(table.values())))
+    width = 2 + max(map(len, table))
+    print("\nwhat was asked for, as a classifier reads it:")
+    print(" " * width + "".join(f"{column:>{len(column) + 3}}" for column in columns))
+    for row, numbers in table.items():
+        cells = []
+        for column, n in numbers.items():
+            text = "-" if n is None else f"{n:.4g}" if "distance" in column else f"{n:.1%}"
+            cells.append(f"{text:>{len(column) + 3}}")
+        print(f"{row:<{width}}" + "".join(cells))

@@ -10,7 +10,7 @@ no sample can be expected to be nearer. The record of an evaluation, as evaluati
     spaces                  {space: compare_features of samples, reconstructions and floor}
     colours                 compare_colours of samples and test images
     nearest                 compare_nearest of both; only where there is a training set
-    asked                   measure_asked; only of digits that were asked for
+    asked                   the table of evaluation_asked.py; only where something was asked for
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from data.pixels import to_pixels, to_uint8
-from generation.evaluation_asked import print_asked
+from generation.evaluation_asked import print_table
 from generation.image_sets import (
     Description,
     RealImages,
@@ -161,7 +161,7 @@ def print_evaluation(record: Mapping[str, Any]) -> None:
 
     # What was asked for.
     if "asked" in record:
-        print_asked(record["asked"])
+        print_table(record["asked"])
 
     # Colours.
     print("\ncolours, per channel, 0 to 255: mean; spread of the images' means; contrast in them:")

@@ -4,6 +4,8 @@ import pytest
 import torch
 from helpers import REAL_DATA
 
+from data.images import SyntheticFaces
+from data.labels import Labels
 from data.mnist import mnist_images, mnist_labels
 from data.pixels import to_pixels
 from generation import classifier
@@ -17,7 +19,7 @@ def test_labels_are_the_digits(tmp_path):
     assert counts == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     images = mnist_images(REAL_DATA, "train")[:3000], mnist_labels(REAL_DATA, "train")[:3000]
     torch.manual_seed(0)
-    model = classifier._train(*images)
+    model = classifier._train(classifier.CONFIG, *images, classifier.EPOCHS)
     test = mnist_images(REAL_DATA, "test")[:1000]
     assert classifier.accuracy(model, test, labels[:1000]) > 0.9
     assert classifier.features(model, to_pixels(test)).shape == (1000, 128)
@@ -37,3 +39,26 @@ def test_classifier_is_kept_and_refuses_what_it_cannot_learn(tmp_path, monkeypat
     again = classifier.mnist_classifier("nowhere", tmp_path / "c.safetensors")
     x = torch.rand(5, 1, 28, 28) * 2 - 1
     torch.testing.assert_close(classifier.features(again, x), classifier.features(first, x))
+
+
+def test_attributes_are_learnt_and_kept(tmp_path, monkeypatch):
+    """Of pictures that are red or not, and brighter above or not; one of which nothing is known is
+    not even read."""
+    torch.manual_seed(0)
+    values = torch.randint(0, 2, (400, 2))
+    pictures = torch.randint(0, 100, (400, 3, 32, 32))
+    pictures[:, 0] += 100 * values[:, 0, None, None]
+    pictures[:, :, :16] += 50 * values[:, 1, None, None, None]
+    images = SyntheticFaces(range(300), (32, 32))
+    images._drawn = dict(enumerate(pictures.to(torch.uint8)))
+    signs = (2 * values - 1).to(torch.int8)
+    signs[0], images._drawn[0] = 0, torch.zeros(1)  # which no batch could hold
+    signs[100:200, 1] = 0
+    labels = Labels("attributes", ("Red", "Sunny"), {"train": signs[:300]})
+    model = classifier.attribute_classifier(labels, images, 0, tmp_path)
+    with torch.no_grad():
+        logits = model(to_pixels(pictures[300:].to(torch.uint8)))
+    assert ((logits > 0) == (signs[300:] > 0)).double().mean() > 0.9
+    monkeypatch.setattr(classifier, "_train", None)  # read, not trained again
+    again = classifier.attribute_classifier(labels, images, 0, tmp_path)
+    assert torch.equal(again.head.weight, model.head.weight)

@@ -1,6 +1,5 @@
 """What is asked of a denoiser, from names to pictures: with both scripts, as a user does."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,7 @@ from common.errors import UserError
 from data.labels import CELEBA_TABLE, Labels
 from generation.classifier import CONFIG
 from generation.conditions import Asked, Guidance, asked_for, conditions_of, folder_name
-from generation.evaluation_asked import measure_asked
-from generation.output import picture_path
+from generation.evaluation_asked import measure_attributes, measure_classes, print_table
 from generation.pipeline import Pipeline, Sampling
 from models.classifier import Classifier
 from models.diffusion import epsilon
@@ -400,7 +398,7 @@ def test_faces_with_attributes_are_shown_and_evaluated(faces, monkeypatch):
     _, out, _ = run_script(
         "latent_diffusion.py", "--evaluate", "d.safetensors", *flags, *CPU, cwd="."
     )
-    assert "attributes of valid images, guidance 2" in out
+    assert "attributes of real images, guidance 2" in out
     Path(CELEBA_TABLE).unlink()
     status, _, err = run_script(
         "latent_diffusion.py", "--evaluate", "d.safetensors", *flags, *CPU, cwd=".", check=False
@@ -411,20 +409,44 @@ def test_faces_with_attributes_are_shown_and_evaluated(faces, monkeypatch):
 # ---- Measured -----------------------------------------------------------------------------------
 
 
-def test_the_share_that_is_read_as_asked(tmp_path, monkeypatch):
+def test_the_share_of_digits_that_is_read_as_asked(monkeypatch):
     """Of pictures whose grey says what they are, by a classifier that reads it."""
     model = Classifier(CONFIG).eval()
     monkeypatch.setattr(Classifier, "forward", lambda self, x: -(
         (x.mean(dim=(1, 2, 3))[:, None] + 1) * 5 - torch.arange(10)).abs())  # fmt: skip
-    shown = [s % 10 if s % 4 else 0 for s in range(40)]
-    for seed, digit in enumerate(shown):
-        grey = torch.full((1, 28, 28), digit / 5 - 1)
-        figures.save_image(picture_path(tmp_path, seed), figures.single_image(grey))
-    real = torch.full((3, 1, 28, 28), 0, dtype=torch.uint8)
-    found = measure_asked(model, tmp_path, range(40), real, torch.tensor([0, 0, 5]))
-    right = [digit == s % 10 for s, digit in enumerate(shown)]
-    assert found["share"] == pytest.approx(sum(right) / 40)
-    assert found["real share"] == pytest.approx(2 / 3)
-    assert found["classes"]["3"] == {"share": 1.0, "frechet": None}
-    assert found["classes"]["2"]["share"] == pytest.approx(0.5)
-    assert re.fullmatch(r"\d", max(found["classes"]))
+    asked = torch.arange(40) % 10
+    shown = torch.where(torch.arange(40) % 4 == 0, 0, asked)
+    pictures = (shown * 25).to(torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
+    real = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
+    labels = torch.tensor([0, 0, 5])
+    found = measure_classes(model, pictures.split(7), asked, real, labels)
+    assert found["all"]["read as asked"] == pytest.approx((asked == shown).double().mean())
+    assert found["all"]["real images"] == pytest.approx(2 / 3)
+    nothing = {"real images": None, "Frechet distance": None}
+    assert found["3"] == {"read as asked": 1.0, **nothing}
+    assert found["2"] == {"read as asked": 0.5, **nothing}
+
+
+def test_the_share_of_attributes_that_is_read_as_asked(monkeypatch):
+    """Of pictures whose first two colours are two attributes; 0 is not counted."""
+    model = Classifier(CONFIG).eval()
+    monkeypatch.setattr(Classifier, "forward", lambda self, x: x.mean(dim=(2, 3))[:, :2])
+
+    def drawn(rows):
+        values = torch.tensor([[*row, 0] for row in rows]) * 100 + 128
+        return values.to(torch.uint8)[:, :, None, None].expand(-1, 3, 4, 4)
+
+    # Of four pictures one lacks a hat; of three real ones the second cannot be read.
+    asked = torch.tensor([[1, 1], [1, -1], [-1, 0], [0, 1]])
+    pictures = [drawn([(1, 1), (1, -1)]), drawn([(-1, 1), (-1, -1)])]
+    real = [(drawn([(1, -1), (-1, -1)]), [0, 2])]
+    labels = torch.tensor([[1, -1], [1, 1], [1, -1]])
+    found = measure_attributes(model, ("Glasses", "Hat"), pictures, asked, real, labels)
+    assert found["Glasses"] == {
+        "read as asked": 1, "read as asked, with it": 1, "read as asked, without": 1,
+        "real images": 0.5, "real images, with it": 0.5, "real images, without": None,
+    }  # fmt: skip
+    assert found["Hat"]["read as asked"] == pytest.approx(2 / 3)
+    assert found["Hat"]["read as asked, with it"] == 0.5
+    assert found["Glasses and Hat"] == {"read as asked": 1, "real images": 0.5}
+    print_table(found)
