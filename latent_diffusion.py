@@ -239,12 +239,12 @@ def show(args: Arguments) -> None:
         return export(pipeline, Path(args.export), args.show, facts, trained_on)
     tell_card(facts)
     out = Path(args.out)
-    if edit := edit_of(args, FACES.fig):
-        return edit_picture(pipeline, facts["size"], args.seeds, out, **edit)
     asked = []
     if args.label is not None or args.attributes is not None:
         guidance = Guidance(args.guidance, args.guidance_interval)
         asked = asked_for(args.show, facts, pipeline.model, guidance, args.label, args.attributes)
+    if edit := edit_of(args, FACES.fig):
+        return edit_picture(pipeline, facts["size"], args.seeds, out, asked=asked, **edit)
     make_pictures(
         pipeline, args.seeds, out,
         asked=asked,

@@ -134,13 +134,13 @@ def show(args: Arguments) -> None:
         return export(pipeline, Path(args.export), args.show, facts)
     tell_card(facts)
     out = Path(args.out)
-    if edit := edit_of(args, DIGITS.fig):
-        return edit_picture(pipeline, SHAPE[1:], args.seeds, out, **edit)
     root = args.data_root_of(facts)
     asked = []
     if args.label is not None:
         guidance = Guidance(args.guidance, args.guidance_interval)
         asked = asked_for(args.show, facts, pipeline.model, guidance, args.label)
+    if edit := edit_of(args, DIGITS.fig):
+        return edit_picture(pipeline, SHAPE[1:], args.seeds, out, asked=asked, **edit)
     make_pictures(
         pipeline, args.seeds, out,
         asked=asked,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from command_line.defaults import FIGURES
+from command_line.defaults import ASKED, FIGURES
 from command_line.flags import SHOW, Arguments, Parser, Resuming
 from command_line.values import integer, number
 
@@ -13,7 +13,7 @@ STRENGTHS = [0.3, 0.5, 0.8]  # of --vary
 OF_ONE = {"mask": "inpaint", "resampling": "inpaint", "strength": "vary"}  # flags of one edit
 SAMPLING = {"sampler", "sampling_steps", "eta", "sigma_scale"}
 IDLE = {  # flags that would do nothing
-    "reconstruct": SAMPLING | {"seed", "num_images", "batch"},
+    "reconstruct": SAMPLING | ASKED | {"seed", "num_images", "batch"},
     "invert": {"eta", "seed"},
 }
 

@@ -30,8 +30,6 @@ def finish(
         edit = check_editing(parser, values, given)
         _check_sampler(parser, values, given)
         _check_asking(parser, values, given)
-        if edit and given & ASKED:
-            parser.error(f"--{min(given & ASKED)} does not go with --{edit}")
         figure = edit or next(iter(given & FIGURES), None)
         values["num_images"] = _num_images(parser, values, given, figure, denoiser)
         values |= _steps_and_out(parser, values, given, figure, denoiser)

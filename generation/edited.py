@@ -5,6 +5,7 @@ C, H, W: a picture as training images are, in [-1, 1], h, w: its own size, N: ho
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +13,12 @@ import torch
 from tqdm import tqdm
 
 from common.choices import PICTURES
+from common.errors import UserError
 from common.launch import is_first
 from data.own_picture import OwnPicture, read_mask, read_own
 from data.pixels import to_pixels
 from generation import editing
+from generation.conditions import Asked
 from generation.output import check_out
 from generation.pipeline import Draw, Pipeline
 from models.diffusion import Denoiser, epsilon
@@ -40,17 +43,21 @@ def edit_picture(
     pipeline: Pipeline, size: Sequence[int], seeds: Sequence[int], out: Path, *, sheet: Path,
     inpaint: str | None = None, mask: str = "", resampling: int = 1,
     vary: str | None = None, strength: Sequence[float] = (),
-    reconstruct: str | None = None, invert: Sequence[str] = (),
+    reconstruct: str | None = None, invert: Sequence[str] = (), asked: Sequence[Asked] = (),
 ) -> None:  # fmt: skip
     """Edit the picture that inpaint, vary, reconstruct or invert names; of two to invert, go from
-    one to the other. Pictures are seen at size (H, W).
+    one to the other. Pictures are seen at size (H, W). asked: what the results shall show.
 
     All is put side by side in sheet, a .png. Where out is a folder, the results alone go there: as
     the network makes them, and in the picture at its own size. Raises UserError where a file cannot
-    be read, a mask does not fit, or out cannot be written to, before anything is made.
+    be read, a mask does not fit, several rows are asked for, or out cannot be written to, before
+    anything is made.
     """
     if not is_first():
         return
+    if len(asked) > 1:
+        raise UserError(f"an edit takes one row of what is asked for, not {len(asked)}")
+    pipeline = replace(pipeline, asked=asked[0]) if asked else pipeline
 
     # What there is.
     path = inpaint or vary or reconstruct
@@ -158,7 +165,8 @@ def reconstructed(pipeline: Pipeline, picture: OwnPicture) -> Edited:
 
 def inverted(pipeline: Pipeline, pictures: Sequence[OwnPicture], count: int) -> Edited:
     """A picture's noise, and the picture that comes of it again, with PSNR; or, of two pictures,
-    `count` on the way from one to the other, whose noises lie on the arc between both."""
+    `count` on the way from one to the other, whose noises lie on the arc between both. What is
+    asked for is asked on the way back alone, and so changes the picture."""
     x = torch.cat([picture.seen() for picture in pictures])
     x0, weights = _encoded(pipeline, x), torch.linspace(0, 1, count).tolist()
     scheduler, steps = pipeline.scheduler, pipeline.steps
@@ -174,12 +182,16 @@ def inverted(pipeline: Pipeline, pictures: Sequence[OwnPicture], count: int) -> 
             torch.stack([slerp(noise[0], noise[1], w) for w in weights]) if len(x) == 2 else noise
         )
         parts = path.split(pipeline.batch)
-        made = [editing.from_noise(model, scheduler, part, steps, on_step) for part in parts]
+        back = [pipeline.denoiser(range(len(part))) for part in parts]
+        made = [
+            editing.from_noise(model, scheduler, part, steps, on_step)
+            for model, part in zip(back, parts, strict=True)
+        ]
     images = pipeline.codec.decode(torch.cat(made))
 
     # The ends are the pictures again, as nearly as it goes.
-    back = psnr(x, images[[0, -1]][: len(x)])
-    print("PSNR there and back: " + ", ".join(f"{value:.2f} dB" for value in back.tolist()))
+    ends = psnr(x, images[[0, -1]][: len(x)])
+    print("PSNR there and back: " + ", ".join(f"{value:.2f} dB" for value in ends.tolist()))
     if not pipeline.codec.lossless:
         alone = psnr(x, pipeline.codec.decode(x0))
         print("of the autoencoder alone: " + ", ".join(f"{v:.2f} dB" for v in alone.tolist()))
@@ -221,7 +233,7 @@ def _sampled(
         for i in range(0, len(seeds), pipeline.batch):
             batch = seeds[i : i + pipeline.batch]
             with pipeline.runtime.autocast():
-                model = epsilon(pipeline.model, pipeline.scheduler)
+                model = pipeline.denoiser(batch)
                 x0 = make(model, pipeline.noise(batch), lambda _, xt, __: bar.update(len(xt)))
             made.append(pipeline.codec.decode(x0))
     return torch.cat(made)

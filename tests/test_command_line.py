@@ -249,6 +249,7 @@ INPAINT = ["--inpaint", "i.png", "--mask", "m.png"]
         (["--vary", "i.png", "--strength", "nan"], "nan is no number above 0 to 1"),
         (["--reconstruct", "i.png", "--sampler", "ddim"], "--sampler does not go with --reconstr"),
         (["--invert", "i.png", "--sampler", "dpm++"], "--invert is of --sampler ddim, not of dpm"),
+        (["--reconstruct", "i.png", "--label", "1"], "--label does not go with --reconstruct"),
         (["--invert", "i.png", "--seed", "1"], "--seed does not go with --invert"),
         (["--invert", "i.png", "--num-images", "3"], "--num-images does not go with --invert"),
         (["--invert", "i.png", "--sigma-scale", "0.9"], "but ddim with --eta 0 adds none"),

@@ -230,6 +230,31 @@ def test_figures_show_what_is_asked_for(digits, made):
     assert len(list(Path("fig/mnist").glob("*.png"))) == 1
 
 
+def test_an_edit_shows_what_is_asked_for(digits):
+    """At strength 1, and with all masked, it is the plain picture that was asked for; the way back
+    from a picture's noise asks, too."""
+    save_digits()
+    Image.new("L", (28, 28), 90).save("p.png")
+    Image.new("L", (28, 28), 255).save("white.png")
+    asked = ("--label", "7", "--guidance", 2, "--num-images", 1)
+    show(*asked, "--out", "plain")
+    show(*asked, "--vary", "p.png", "--strength", 1, "--out", "varied")
+    masked = ("--mask", "white.png", "--resampling", 1)
+    show(*asked, "--inpaint", "p.png", *masked, "--out", "inpainted")
+    plain = Path("plain/seed000000.png").read_bytes()
+    for path in ("varied/strength1_seed000000.png", "inpainted/seed000000.png"):
+        made = np.array(Image.open(path)).astype(int)
+        assert abs(made - np.array(Image.open("plain/seed000000.png"))).max() <= 1, path
+    made = []
+    for label in (["--label", "3"], ["--label", "7"], []):
+        show("--invert", "p.png", *label, "--out", f"back{len(made)}")
+        made.append(Path(f"back{len(made)}/result.png").read_bytes())
+    assert len({plain, *made}) == 4
+    for edit in (["--vary", "p.png"], ["--invert", "p.png"]):
+        status, _, err = show("--label", "1,2", *edit, check=False)
+        assert status == 2 and "an edit takes one row" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("flags", [["--label", "7"], ["--label", "7", "--guidance", 2]])
 def test_a_denoiser_without_conditions_is_asked_for_nothing(digits, flags):
     save_digits(kind="")
