@@ -331,7 +331,7 @@ def test_a_network_to_begin_with_knows_the_same_labels(kind, labels, message):
 
 @pytest.mark.parametrize("kind", ["classes", "attributes"])
 def test_a_network_without_conditions_may_learn_them(kind):
-    """At first whatever is asked changes nothing."""
+    """Where nothing is asked it is at first the same, and what is asked matters at once."""
     plain = randomize(network(""))
     labels = Labels(kind, DIGITS, {})
     use_labels(labels, {"data": "d"}, None, plain)
@@ -339,8 +339,10 @@ def test_a_network_without_conditions_may_learn_them(kind):
     assert getattr(asked.config, kind) == 10 and with_labels(asked, labels) is asked
     assert with_labels(plain, None) is plain
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([3, 50, 700])
-    c = torch.tensor([1, 4, 10]) if kind == "classes" else torch.ones(3, 10)
-    assert torch.equal(asked(x, t, c), plain(x, t))
+    c = torch.tensor([1, 4, 7]) if kind == "classes" else torch.ones(3, 10)
+    for nothing in (None, asked.nothing(3)):
+        assert torch.equal(asked(x, t, nothing), plain(x, t))
+    assert not torch.allclose(asked(x, t, c), plain(x, t))
 
 
 def test_digits_go_on_with_labels(digits):

@@ -74,7 +74,7 @@ def with_dropout(model: UNet, dropout: float) -> UNet:
 
 
 def with_labels(model: UNet | None, labels: Labels | None) -> UNet | None:
-    """A network of no conditions as one of these, at first without influence: their weights are 0.
+    """A network of no conditions as one of these; where nothing is asked, it is at first the same.
     Any other network, or None, as it is."""
     if model is None or labels is None or model.config.classes or model.config.attributes:
         return model
