@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models.draws import Draws
 from models.guidance import DROPPED, conditioned, dropped, guided
 from models.samplers import SAMPLERS, sample
-from models.unet import UNet, UNetConfig
+from models.unet import EMBEDDING_STD, UNet, UNetConfig
 
 MEANS, STD = torch.tensor([-1.5, 1.5]), 0.5  # of two Gaussians, as likely as one another
 XT, T = (
@@ -74,15 +74,20 @@ def test_attributes_are_a_linear_map():
     torch.testing.assert_close(first - none, model.attribute_embedding.weight[:, 0].expand(3, -1))
 
 
-def test_an_untrained_condition_changes_nothing():
-    """Not even the weights of the same seed: nobody's first steps depend on it."""
-    plain, others = [], UNetConfig(1, (8, 16), 1, 8, 0.0)
+def test_conditions_change_no_other_weights_and_no_random_numbers():
+    """Of the same seed; they are as large as said, but that of no class is 0."""
+    plain, after, others = [], set(), UNetConfig(1, (8, 16), 1, 8, 0.0)
     for known in ({}, {"classes": 10}, {"attributes": 40}):
         torch.manual_seed(0)
         model = UNet(UNetConfig(**{**vars(others), **known}))
         weights = model.state_dict()
         plain.append({k: v for k, v in weights.items() if "embedding.weight" not in k})
-        assert all((v == 0).all() for k, v in weights.items() if "embedding.weight" in k)
+        after.add(torch.rand(()).item())
+        for weight in (v for k, v in weights.items() if "embedding.weight" in k):
+            assert weight.std().item() == pytest.approx(EMBEDDING_STD, rel=0.15)
+        if known == {"classes": 10}:
+            assert (weights["class_embedding.weight"][10] == 0).all()
+    assert len(after) == 1
     assert len(plain[0]) == len(small_unet(1, (8, 16)).state_dict())
     for one in plain[1:]:
         assert all(torch.equal(one[k], v) for k, v in plain[0].items()) and len(one) == len(
