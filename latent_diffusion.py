@@ -44,7 +44,7 @@ from generation.image_sets import (
     read_pictures,
 )
 from generation.output import fill_folder, make_pictures, picture_path
-from generation.pipeline import Pipeline, Sampling, load_beginning, load_denoiser
+from generation.pipeline import Pipeline, load_beginning, load_denoiser
 from generation.release import tell_card
 from generation.seeing import TrainingSet
 from models.autoencoder import AutoencoderKL
@@ -88,26 +88,30 @@ def train(args: Arguments) -> None:
     args, model, known = begun(args, state)
     autoencoder, trained_on = load_autoencoder(args.encoder, ("data", "size"))
     check_encoder(args, state, model, autoencoder)
-    settings = args.settings()
     if not state:
-        check_images_said(args.encoder, {**trained_on, **known}, args.given)
-        settings |= data_settings(args, {**trained_on, **known})
+        said = {**trained_on, **known}
+        check_images_said(args.encoder, said, args.given)
+        said = {key: said[key] for key in ("data", "data_root", "size") if key in said}
+        args = args.begun_from(args.encoder, {}, said)
     autoencoder = runtime.place(autoencoder)
-    check_divides(settings["size"][0], settings["size"][1], DENOISER_STRIDE * autoencoder.stride)
-    images = training_images(settings, grey=autoencoder.config.image_channels == 1)
+    height, width = size = tuple(args.size)
+    check_divides(height, width, DENOISER_STRIDE * autoencoder.stride)
+    grey = autoencoder.config.image_channels == 1
+    splits = open_images(args.data, args.data_root, size, grey)
+    images = {split: splits[split] for split in ("train", "valid")}
     check_channels(args.encoder, autoencoder, images["train"])
     ids = {"autoencoder": encoder_id(autoencoder)}
     ids["data"] = cache_id(ids["autoencoder"], images, args.mirror)
-    labels = read_labels(args.condition, images, settings["data_root"])
+    labels = read_labels(args.condition, images, args.data_root)
     ids, label_facts = use_labels(labels, ids, state, model)
-    latents = cached_latents(settings, ids, images, runtime, autoencoder, known)
-    data = denoiser_data(settings, latents, images, labels, runtime, autoencoder)
+    latents = cached_latents(args, ids, images, runtime, autoencoder, known)
+    data = denoiser_data(args, latents, images, labels, runtime, autoencoder)
 
     # The run: how long it is, and what its state keeps.
     order = ShuffledOrder(data.num_train, args.batch, args.seed)
     steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
     run = Run(
-        "denoiser", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state,
+        "denoiser", args.name, steps, args.lr_schedule, order, runtime, args.settings(), ids, state,
         Saving(args.keep, args.save_every, args.deadline), args.accumulate,
     )  # fmt: skip
     runtime.decide_compile(args.compile, run.steps - run.start)
@@ -126,12 +130,11 @@ def train(args: Arguments) -> None:
     )  # fmt: skip
 
     # Train; a checkpoint says what its user has to know.
-    facts = {key: settings[key] for key in ("data", "data_root", "size")} | label_facts | {
+    facts = {
+        "data": args.data, "data_root": args.data_root, "size": size, **label_facts,
         "space": "latents", "shape": list(data.valid.shape[1:]),
-        "scheduler": asdict(scheduler.config),
-        "latent_stats": asdict(latents["train"].stats),
-        "autoencoder_id": ids["autoencoder"],
-        "cache": ids["data"],
+        "scheduler": asdict(scheduler.config), "latent_stats": asdict(latents["train"].stats),
+        "autoencoder_id": ids["autoencoder"], "cache": ids["data"],
         **({"init": args.init} if args.init else {}),
     }  # fmt: skip
     denoiser.train(run, learner, data, facts)
@@ -166,42 +169,27 @@ def check_encoder(
         raise UserError(f"{wrong} {model.config.in_channels}; pass the matching --encoder")
 
 
-def data_settings(args: Arguments, trained_on: dict[str, Any]) -> dict[str, Any]:
-    """Which images: as typed, else the autoencoder's or those of the denoiser to go on with."""
-    return {
-        "data": args.data or trained_on["data"],
-        "data_root": args.data_root_of(trained_on),
-        "size": tuple(args.size or trained_on["size"]),
-    }
-
-
-def training_images(settings: dict[str, Any], grey: bool) -> dict[str, ImageDataset]:
-    """The data sets of images whose latents are learnt, and which are looked at meanwhile."""
-    splits = open_images(settings["data"], settings["data_root"], settings["size"], grey)
-    return {split: splits[split] for split in ("train", "valid")}
-
-
 def cached_latents(
-    settings: dict[str, Any], ids: dict[str, str], images: dict[str, ImageDataset],
-    runtime: Runtime, autoencoder: AutoencoderKL, known: dict[str, Any],
+    args: Arguments, ids: dict[str, str], images: dict[str, ImageDataset], runtime: Runtime,
+    autoencoder: AutoencoderKL, known: dict[str, Any],
 ) -> dict[str, LatentDataset]:  # fmt: skip
     """{"train": .., "valid": ..} of the images, encoded now if they were not before, and whitened
     as the network to go on with knows them (its facts are known), or by their own stats."""
     # What will be written, if it is not there.
-    folder, mirror = cache_folder(ids["data"]), settings["mirror"]
-    size = settings["size"]
-    shape = autoencoder.latent_shape(size)
+    folder, shape = cache_folder(ids["data"]), autoencoder.latent_shape(args.size)
     if not (folder / MANIFEST).is_file():
-        count = (1 + mirror) * len(images["train"]) + len(images["valid"])
-        what = f"encoding {count} images of {settings['data']} into {folder}: "
-        print(told("latents", what + file_size(cache_bytes(images, shape, mirror))), flush=True)
+        count = (1 + args.mirror) * len(images["train"]) + len(images["valid"])
+        what = f"encoding {count} images of {args.data} into {folder}: "
+        print(
+            told("latents", what + file_size(cache_bytes(images, shape, args.mirror))), flush=True
+        )
 
     # Encode; the manifest says of what this is the cache.
-    about = {"data": settings["data"], "size": size, "autoencoder": settings["encoder"]}
+    about = {"data": args.data, "size": args.size, "autoencoder": args.encoder}
     about["autoencoder_id"] = ids["autoencoder"]
     cache_latents(
         lambda x: encode(autoencoder, runtime, x).moments(),
-        images, shape, folder, mirror, runtime.workers, about, distributed,
+        images, shape, folder, args.mirror, runtime.workers, about, distributed,
     )  # fmt: skip
     stats = None
     if known and goes_with(autoencoder, known["autoencoder_id"]):
@@ -210,23 +198,24 @@ def cached_latents(
 
 
 def denoiser_data(
-    settings: dict[str, Any], latents: dict[str, LatentDataset], images: dict[str, ImageDataset],
+    args: Arguments, latents: dict[str, LatentDataset], images: dict[str, ImageDataset],
     labels: Labels | None, runtime: Runtime, autoencoder: AutoencoderKL,
 ) -> denoiser.DenoiserData:  # fmt: skip
     """What the loop needs of the latents; the validation ones are drawn once."""
-    split = "valid" if len(latents["valid"]) else "train"
-    held_out = latents[split]
-    valid = fixed_sample(len(held_out), NUM_VALID)
+    train, split = latents["train"], "valid" if len(latents["valid"]) else "train"
+    valid = fixed_sample(len(latents[split]), NUM_VALID)
     counts = {split: len(dataset) for split, dataset in latents.items()}
-    known = in_cache(labels, images, counts, settings["mirror"], runtime.workers) if labels else {}
-    draws = Draws(0, 0, range(len(valid)))
+    known = in_cache(labels, images, counts, args.mirror, runtime.workers) if labels else {}
+
+    def draw(dataset: LatentDataset, indices: torch.Tensor, draws: Draws) -> torch.Tensor:
+        noise = partial(draws.normal, Purpose.POSTERIOR)
+        return runtime.send(dataset.draw(indices, draws.device, noise))
+
     return denoiser.DenoiserData(
-        draw=lambda indices, draws: runtime.send(
-            latents["train"].draw(indices, draws.device, partial(draws.normal, Purpose.POSTERIOR))
-        ),
-        num_train=len(latents["train"]),
-        valid=runtime.send(held_out.draw(valid, noise=partial(draws.normal, Purpose.POSTERIOR))),
-        codec=LatentCodec(autoencoder, latents["train"].stats, runtime),
+        draw=partial(draw, train),
+        num_train=len(train),
+        valid=draw(latents[split], valid, Draws(0, 0, range(len(valid)))),
+        codec=LatentCodec(autoencoder, train.stats, runtime),
         labels=known.get("train"),
         valid_c=known[split][valid].to(runtime.device) if known else None,
     )
@@ -239,6 +228,12 @@ def show(args: Arguments) -> None:
         return export(pipeline, Path(args.export), args.show, facts, trained_on)
     tell_card(facts)
     out = Path(args.out)
+    training_set = cached_means(facts) if args.neighbours else None
+    if args.neighbours and not training_set:
+        raise UserError(
+            f"--neighbours needs the latents that {args.show} was trained on, which are not in "
+            "encoded_img; training a denoiser on the same autoencoder and data makes them again"
+        )
     asked = []
     if args.label is not None or args.attributes is not None:
         guidance = Guidance(args.guidance, args.guidance_interval)
@@ -250,7 +245,7 @@ def show(args: Arguments) -> None:
         asked=asked,
         film=args.film,
         interpolate=args.interpolate,
-        neighbours=cached_means(args.show, facts) if args.neighbours else None,
+        neighbours=training_set,
     )  # fmt: skip
 
 
@@ -277,13 +272,11 @@ def evaluate(args: Arguments) -> None:
     if not is_first():
         return fill_folder(pipeline, args.seeds, folder)  # its share of the pictures
     workers = pipeline.runtime.workers
-    latents = cache_folder(str(facts.get("cache")))
-    cached = (latents / MANIFEST).is_file()  # else all but the nearest is measured
     reference = Reference(
         test=dataset_images(f"{data}'s {name} images", splits[split], workers),
         train=dataset_images(f"{data}'s training images", splits["train"], workers),
         spaces=autoencoder_spaces(codec) + imagenet_spaces(),
-        training_set=cached_means(args.evaluate, facts) if cached else None,
+        training_set=cached_means(facts),  # without it, all but the nearest is measured
     )
 
     # Measure, tell.
@@ -323,7 +316,7 @@ def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any], dict[str
     pipeline = Pipeline(
         runtime, model, scheduler, tuple(facts["shape"]),
         LatentCodec(autoencoder, LatentStats(**facts["latent_stats"]), runtime),
-        Sampling(args.sampler, args.sampling_steps, settings), args.batch,
+        args.sampler, args.sampling_steps, settings, args.batch,
     )  # fmt: skip
     return pipeline, facts, trained_on
 
@@ -339,14 +332,11 @@ def encoder_of(path: str, wanted: str) -> Path:
     return found
 
 
-def cached_means(path: str, facts: dict[str, Any]) -> TrainingSet:
-    """The TrainingSet of a denoiser, from its cache; UserError where that is gone."""
+def cached_means(facts: dict[str, Any]) -> TrainingSet | None:
+    """What a denoiser was trained on, from its cache; None where that is gone."""
     folder = cache_folder(str(facts.get("cache")))
     if not (folder / MANIFEST).is_file():
-        raise UserError(
-            f"--neighbours needs the latents that {path} was trained on, which are not in "
-            f"{folder}; training a denoiser on the same autoencoder and data makes them again"
-        )
+        return None
     latents = LatentDataset(folder, "train", LatentStats(**facts["latent_stats"]))
     return TrainingSet(latents.means, len(latents))
 

@@ -36,7 +36,7 @@ from generation.evaluation_denoiser import Reference, evaluate_denoiser, publish
 from generation.export import export
 from generation.image_sets import Space, read_pictures, tensor_images
 from generation.output import fill_folder, make_pictures, picture_path
-from generation.pipeline import Pipeline, Sampling, load_beginning, load_denoiser
+from generation.pipeline import Pipeline, load_beginning, load_denoiser
 from generation.release import tell_card
 from generation.seeing import TrainingSet
 from models.scheduler import DDPMScheduler, SchedulerConfig
@@ -189,7 +189,7 @@ def load(args: Arguments, path: str) -> tuple[Pipeline, dict[str, Any]]:
     settings = {"eta": args.eta, "sigma_scale": args.sigma_scale}
     pipeline = Pipeline(
         runtime, runtime.place(model), scheduler, tuple(facts["shape"]), PixelCodec(),
-        Sampling(args.sampler, args.sampling_steps, settings), args.batch,
+        args.sampler, args.sampling_steps, settings, args.batch,
     )  # fmt: skip
     return pipeline, facts
 

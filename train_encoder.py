@@ -90,7 +90,12 @@ def train(args: Arguments) -> None:
     )
     model.encoder.requires_grad_(not args.freeze_encoder)
     model.quant_conv.requires_grad_(not args.freeze_encoder)
-    disc = discriminator(args, state, model, size) if args.gan_weight else None
+    disc = None
+    if args.gan_weight:
+        beside = discriminator_beside(args.init) if args.init and not state else None
+        channels = model.config.image_channels
+        disc = network_in(state, "disc") if state else beside
+        disc = disc or discriminator_network(channels, args.channels, size)
     learner = autoencoder.AutoencoderLearner(
         model, disc, runtime, optimizer=args.optimizer, lr=args.lr, ema=args.ema,
         kl_weight=args.kl_weight, gan_weight=args.gan_weight, accumulate=args.accumulate,
@@ -114,17 +119,6 @@ def autoencoder_network(
     return AutoencoderKL(
         AutoencoderConfig(image_channels, latent_channels, widths, blocks, groups, attention)
     )
-
-
-def discriminator(
-    args: Arguments, state: dict | None, model: AutoencoderKL, size: tuple[int, int]
-) -> PatchDiscriminator:
-    """A resumed run's; that beside the checkpoint of --init; or an untrained one."""
-    if state:
-        return network_in(state, "disc")
-    beside = discriminator_beside(args.init) if args.init else None
-    channels = model.config.image_channels
-    return beside or discriminator_network(channels, args.channels, size)
 
 
 def discriminator_network(

@@ -8,13 +8,12 @@ sampler, num_sampling_steps, on_step and settings are as sample() of models/samp
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 
 from models.diffusion import Denoiser
-from models.samplers import SAMPLERS, Draw, OnStep, ddim, sample
+from models.samplers import SAMPLERS, Draw, OnStep, sample
 from models.scheduler import DDPMScheduler
 
 FEATHER, FEATHERED = 4, 32  # a seam's most pixels; a picture's least side per pixel of its seam
@@ -108,15 +107,14 @@ def invert(
     num_sampling_steps: int,
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """The noise xt at T-1, (B, C, H, W), of which from_noise makes x0 again: DDIM's steps with eta
-    = 0 backwards (Song et al. 2021, arXiv:2010.02502, section 4.3; Dhariwal & Nichol 2021,
-    appendix F).
+    """The noise xt at T-1, (B, C, H, W), of which ddim with eta = 0 makes x0 again, where it clips
+    nothing: its steps backwards (Song et al. 2021, arXiv:2010.02502, section 4.3; Dhariwal & Nichol
+    2021, appendix F).
 
     Each step back takes eps_hat from where it starts, and each step forth from where it ends, so
     the way there and back misses x0 by an error of first order in the length of the steps.
     """
     xt, at = x0, 0  # the network knows no t = -1, where there is no noise
-    scheduler = _unclipped(scheduler)
     for t, t_prev in reversed(scheduler.timesteps(num_sampling_steps)):
         every = torch.full((len(xt),), at, device=xt.device)
         eps_hat = model(xt, every).to(xt.dtype)
@@ -126,24 +124,6 @@ def invert(
         x0_hat = (xt - math.sqrt(1 - alpha_bar_prev) * eps_hat) / math.sqrt(alpha_bar_prev)
         xt, at = math.sqrt(alpha_bar) * x0_hat + math.sqrt(1 - alpha_bar) * eps_hat, t
     return xt
-
-
-def from_noise(
-    model: Denoiser,
-    scheduler: DDPMScheduler,
-    xt: torch.Tensor,
-    num_sampling_steps: int,
-    on_step: OnStep | None = None,
-) -> torch.Tensor:
-    """x0 of the noise xt at T-1, both (B, C, H, W): DDIM with eta = 0, and, as clipping cannot be
-    undone, without it."""
-    scheduler = _unclipped(scheduler)
-    timesteps = scheduler.timesteps(num_sampling_steps)
-    return ddim(model, scheduler, xt, timesteps, lambda: xt, on_step=on_step)
-
-
-def _unclipped(scheduler: DDPMScheduler) -> DDPMScheduler:
-    return DDPMScheduler(replace(scheduler.config, clip_x0=False))
 
 
 # ---- Pictures and masks -------------------------------------------------------------------------

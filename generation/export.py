@@ -8,20 +8,20 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import torch
 
 from common.errors import UserError
-from common.files import write_atomic, write_folder
+from common.files import write_folder
 from common.launch import is_first
 from data.latents import LatentStats
-from generation.model_card import model_card
 from generation.pipeline import Pipeline
-from generation.release import for_others
+from generation.release import CARD, for_others
 from models.autoencoder import AutoencoderKL
 from models.unet import UNet
-from training.checkpoint import load_facts, save_model
+from training.checkpoint import save_model
 from training.codec import LatentCodec
 from training.first_stage import encoder_id
 from training.foreign import (
@@ -36,12 +36,30 @@ from training.foreign import (
 )
 
 VERSION = "0.42.1"  # of diffusers, with which the tests compare
-INDEX, CARD, CODE = "model_index.json", "README.md", "pipeline.py"
+INDEX, README, CODE = "model_index.json", "README.md", "pipeline.py"
 UNET, AUTOENCODER = "unet", "vqvae"  # as LDMPipeline has them
-FILES = {
-    INDEX, CARD, CODE, f"scheduler/{SCHEDULER}",
-    *(f"{part}/{name}" for part in (UNET, AUTOENCODER) for name in (CONFIG, WEIGHTS)),
-}  # fmt: skip
+TOLD = "data", "size", "epoch", "step", "valid_loss", "scheduler", CARD  # facts that README has
+README_TEXT = """\
+---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+
+# Pictures of {height}x{width} by {what}
+
+Exported by "Latent diffusion (from scratch)". To make pictures:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({call})
+images = pipe(batch_size=4).images  # a list of PIL images
+```
+
+What its checkpoints say of themselves:
+
+{told}
+"""
 LATENT_PIPELINE = '''\
 """Latent diffusion for pictures that are not square; diffusers' LDMPipeline makes square ones."""
 
@@ -58,10 +76,7 @@ class LatentPipeline(DiffusionPipeline):
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
 
     @torch.no_grad()
-    def __call__(
-        self, batch_size=1, generator=None, num_inference_steps=50, output_type="pil",
-        return_dict=True,
-    ):
+    def __call__(self, batch_size=1, generator=None, num_inference_steps=50, output_type="pil"):
         """images: PIL's; or, with output_type "np", an array (B, H, W, C) in [0, 1]."""
         shape = batch_size, self.unet.config.in_channels, *self.unet.config.sample_size
         x = randn_tensor(shape, generator, self._execution_device, self.unet.dtype)
@@ -72,9 +87,9 @@ class LatentPipeline(DiffusionPipeline):
             x = self.scheduler.step(out, t, x).prev_sample
         images = (self.vqvae.decode(x).sample / 2 + 0.5).clamp(0, 1)
         images = images.float().cpu().permute(0, 2, 3, 1).numpy()
-        if output_type == "pil":
-            images = self.numpy_to_pil(images)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return ImagePipelineOutput(
+            images=self.numpy_to_pil(images) if output_type == "pil" else images
+        )
 '''
 
 
@@ -85,8 +100,8 @@ def export(
     """Write the folder as a whole, or not at all; by the first of several processes.
 
     source: the denoiser's checkpoint; facts: what it says; trained_on: what its autoencoder's says.
-    Raises UserError where something is in the folder that is no earlier export, and for a denoiser
-    with conditions, which no pipeline of diffusers asks for.
+    Raises UserError where the folder is there already, unless it is empty, and for a denoiser with
+    conditions, which no pipeline of diffusers asks for.
     """
     if not is_first():
         return
@@ -95,61 +110,54 @@ def export(
             f"--export: {source} was trained with --condition, which no pipeline of diffusers asks "
             "for; docs/python.md says how UNet2DModel loads it"
         )
-    check_free(folder)
-    write_folder(folder, lambda new: _fill(new, pipeline, source, facts, trained_on or {}))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--export: {folder} is there already; remove it, or choose another name")
+    write_folder(folder, lambda new: _fill(new, pipeline, facts, trained_on or {}))
     print(f"saved {folder}")
 
 
-def check_free(folder: Path) -> None:
-    """Raise UserError unless the folder is absent, empty or an export that may be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--export {folder} is a file, not a folder; choose another name")
-    files = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
-    if not folder.exists() or (first := next(files, None)) is None:
-        return
-    try:
-        load_facts(folder / UNET / WEIGHTS)
-        foreign = next((name for name in (first, *files) if name not in FILES), None)
-    except UserError:
-        foreign = first
-    if foreign:
-        raise UserError(
-            f"--export: {folder / foreign} is there, and was not exported here; choose another name"
-        )
-
-
 def _fill(
-    folder: Path, pipeline: Pipeline, source: str, facts: Mapping[str, Any],
-    trained_on: Mapping[str, Any],
-) -> None:  # fmt: skip
+    folder: Path, pipeline: Pipeline, facts: Mapping[str, Any], trained_on: Mapping[str, Any]
+) -> None:
     """Write all files of an export."""
     unet, codec, (_, height, width) = pipeline.model, pipeline.codec, pipeline.shape
     parts = {"scheduler": "DDPMScheduler", UNET: "UNet2DModel"}
     kind: Any = "DDPMPipeline"
     facts = for_others(facts)
+    told = {"denoiser": facts}
+    what, stride, call = "a diffusion model", 1, '"path/to/this/folder"'
 
     # Of latents: the whitening is within the autoencoder, so LatentStats are those of white ones.
     if isinstance(codec, LatentCodec):
         parts |= {"scheduler": "DDIMScheduler", AUTOENCODER: "AutoencoderKL"}
-        kind = "LDMPipeline" if height == width else [Path(CODE).stem, "LatentPipeline"]
-        autoencoder = folded(codec.autoencoder, codec.stats)
+        kind, what = "LDMPipeline", "latent diffusion"
+        autoencoder, stride = folded(codec.autoencoder, codec.stats), codec.autoencoder.stride
         c = len(codec.stats.mean)
         facts["latent_stats"] = {"mean": [0.0] * c, "std": [1.0] * c}
         facts["autoencoder_id"] = encoder_id(autoencoder)
-        size = max(height, width) * autoencoder.stride
-        _write_json(folder / AUTOENCODER / CONFIG, autoencoder_config(autoencoder, size))
-        save_model(folder / AUTOENCODER / WEIGHTS, autoencoder, for_others(trained_on))
-    if isinstance(kind, list):
-        _write_text(folder / CODE, LATENT_PIPELINE)
+        told["autoencoder"] = for_others(trained_on)
+        save_model(folder / AUTOENCODER / WEIGHTS, autoencoder, told["autoencoder"])
+        config = autoencoder_config(autoencoder, max(height, width) * stride)
+        _write_json(folder / AUTOENCODER / CONFIG, config)
+        if height != width:
+            kind, call = [Path(CODE).stem, "LatentPipeline"], f"{call}, trust_remote_code=True"
+            (folder / CODE).write_text(LATENT_PIPELINE)
 
     # The rest is the same for pixels.
-    _write_json(folder / UNET / CONFIG, unet_config(unet, (height, width)))
     save_model(folder / UNET / WEIGHTS, unet, facts)
+    _write_json(folder / UNET / CONFIG, unet_config(unet, (height, width)))
     schedule = {"_class_name": parts["scheduler"], **scheduler_said(pipeline.scheduler.config)}
     _write_json(folder / "scheduler" / SCHEDULER, schedule)
     index = {"_class_name": kind} | {part: ["diffusers", name] for part, name in parts.items()}
     _write_json(folder / INDEX, index)
-    _write_text(folder / CARD, model_card(pipeline, source, facts, trained_on))
+
+    # What the checkpoints say stands in a block of JSON, where nothing means more than itself.
+    chosen = {name: {k: known[k] for k in TOLD if k in known} for name, known in told.items()}
+    text = README_TEXT.format(
+        height=height * stride, width=width * stride, what=what, call=call,
+        told=indent(json.dumps(chosen, indent=2), "    "),
+    )  # fmt: skip
+    (folder / README).write_text(text)
 
 
 @torch.no_grad()
@@ -202,8 +210,5 @@ def unet_config(model: UNet, size: tuple[int, int]) -> dict[str, Any]:
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     """As diffusers writes its configs."""
     about = {"_diffusers_version": VERSION, **content}
-    _write_text(path, json.dumps(about, indent=2, sort_keys=True) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")

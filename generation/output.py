@@ -18,25 +18,19 @@ from data.decoding import open_picture
 from data.pixels import to_pixels, to_uint8
 from generation import seeing
 from generation.conditions import Asked, folder_name
-from generation.pipeline import Draw, Pipeline
+from generation.pipeline import Pipeline
 from generation.seeing import TrainingSet
+from models.samplers import Draw
 from training import distributed, figures
 from training.checkpoint import fingerprint
 from training.records import append_record
 
-DEFAULT_NAMES = "generated", "film", "interpolate", "neighbours", "trade"  # in fig/
-
 
 def make_pictures(
-    pipeline: Pipeline,
-    seeds: Sequence[int],
-    out: Path,
-    *,
-    asked: Sequence[Asked] = (),
-    film: bool = False,
-    interpolate: tuple[int, int] | None = None,
+    pipeline: Pipeline, seeds: Sequence[int], out: Path, *, asked: Sequence[Asked] = (),
+    film: bool = False, interpolate: tuple[int, int] | None = None,
     neighbours: TrainingSet | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """A picture of each seed: in a grid where out ends in one of PICTURES, else in a folder.
 
     asked: what they shall show; of several, a row of a figure each, or a folder in the folder.
@@ -119,10 +113,7 @@ def check_out(pipeline: Pipeline, out: Path, made: Sequence[Path] = ()) -> None:
     if as_grid and out.is_dir():
         raise UserError(f"--out {out} is a folder; for single pictures name it without an ending")
     for path in made:
-        # Earlier versions left no mark in pictures; the places that they chose are ours.
-        ours = Path("fig").resolve() in path.resolve().parents and path.stem in DEFAULT_NAMES
-        is_foreign = path.exists() and not path.is_dir() and not ours
-        if is_foreign and not figures.made_here(path):
+        if path.exists() and not path.is_dir() and not figures.made_here(path):
             raise UserError(f"--out: {path} is there, and was not made here; choose another name")
     folder = out.parent if as_grid else out
     try:
@@ -150,9 +141,9 @@ def fill_folder(pipeline: Pipeline, seeds: Sequence[int], folder: Path) -> None:
     # What each picture says of its making; those that are there must say the same.
     made = {
         "denoiser": fingerprint(pipeline.model)[:16],
-        "sampler": pipeline.sampling.sampler,
+        "sampler": pipeline.sampler,
         "sampling_steps": pipeline.steps,
-        **pipeline.sampling.used,
+        **pipeline.used,
         "precision": pipeline.runtime.precision,
     }
     if pipeline.model.config.classes or pipeline.model.config.attributes:
@@ -182,11 +173,9 @@ def _check_made_alike(path: Path, text: dict[str, str]) -> None:
     except (OSError, Unreadable):
         found = {}
     for key, value in text.items():
-        if key not in found:
-            raise UserError(f"{path} does not say how it was made; choose another --out")
-        if found[key] != value:
+        if (other := found.get(key, "unknown")) != value:
             raise UserError(
-                f"{path} was made with {key} {found[key]}, not {value}; choose another --out"
+                f"{path} was made with {key} {other}, not {value}; choose another --out"
             )
 
 

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from common.choices import NUM_STEPS, SAMPLERS
 from common.errors import DamagedError, UserError, short
 from generation.conditions import Asked
-from models.diffusion import Denoiser, epsilon
-from models.samplers import picture_noise, sample
+from models import samplers
+from models.diffusion import epsilon
+from models.samplers import Draw, OnStep, picture_noise
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
 from training import distributed
@@ -29,7 +30,6 @@ NEEDED = {  # facts of a denoiser
     "pixels": ("shape", "scheduler"),
     "latents": ("shape", "size", "scheduler", "latent_stats", "autoencoder_id"),
 }
-Draw = Callable[[], torch.Tensor]  # gives the next standard normal noise, (B, c, h, w)
 
 
 def load_denoiser(path: str | Path, space: str) -> tuple[UNet, DDPMScheduler, dict[str, Any]]:
@@ -79,33 +79,12 @@ def _scheduler_config(known: dict[str, Any]) -> SchedulerConfig:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """A sampler of SAMPLERS and how it is used.
-
-    steps: calls of the network per picture; None: the sampler's default. settings: {name: value},
-    of which the sampler takes what is its own.
-    """
-
-    sampler: str
-    steps: int | None
-    settings: dict[str, float]
-
-    def calls(self, num_steps: int) -> int:
-        """Calls of the network per picture, of a schedule of num_steps."""
-        return self.steps or SAMPLERS[self.sampler].steps or num_steps
-
-    @property
-    def used(self) -> dict[str, float]:
-        """The settings that this sampler takes."""
-        return {name: self.settings[name] for name in SAMPLERS[self.sampler].settings}
-
-
-@dataclass(frozen=True)
 class Pipeline:
     """A denoiser and how pictures are made with it.
 
-    shape: (c, h, w) of x0. batch: pictures made at a time. asked: what they shall show; None:
-    anything.
+    shape: (c, h, w) of x0. sampler: of SAMPLERS. sampling_steps: calls of the network per picture;
+    None: the sampler's default. settings: {name: value}, of which the sampler takes what is its
+    own. batch: pictures made at a time. asked: what they shall show; None: anything.
     """
 
     runtime: Runtime
@@ -113,63 +92,65 @@ class Pipeline:
     scheduler: DDPMScheduler
     shape: tuple[int, ...]
     codec: Codec
-    sampling: Sampling
+    sampler: str
+    sampling_steps: int | None
+    settings: dict[str, float]
     batch: int
     asked: Asked | None = None
 
     @property
     def steps(self) -> int:
         """Calls of the network per picture."""
-        return self.sampling.calls(self.scheduler.num_steps)
+        return self.sampling_steps or SAMPLERS[self.sampler].steps or self.scheduler.num_steps
+
+    @property
+    def used(self) -> dict[str, float]:
+        """The settings that the sampler takes."""
+        return {name: self.settings[name] for name in SAMPLERS[self.sampler].settings}
 
     @property
     def label(self) -> str:
         """Sampler, steps and settings in words."""
-        settings = "".join(f", {key} {value:g}" for key, value in self.sampling.used.items())
+        settings = "".join(f", {key} {value:g}" for key, value in self.used.items())
         asked = f", {self.asked.label}" if self.asked else ""
-        return f"{self.sampling.sampler}, {self.steps} steps{settings}{asked}"
+        return f"{self.sampler}, {self.steps} steps{settings}{asked}"
 
     def noise(self, seeds: Sequence[int]) -> Draw:
         """The noise of the pictures of these seeds, each from its own generator."""
         return picture_noise(seeds, self.shape, self.runtime.device)
 
-    def denoiser(self, items: Sequence[Any]) -> Denoiser:
-        """The callable (xt, t) -> eps_hat for pictures of these seeds (see Asked.of)."""
-        network = self.asked.of(self.model, items) if self.asked else self.model
-        return epsilon(network, self.scheduler)
-
     def sample(
-        self, draw: Draw, items: Sequence[Any], on_step: Callable[..., object] | None = None
-    ) -> torch.Tensor:
+        self, draw: Draw, items: Sequence[Any], on_step: OnStep | None = None,
+        make: Callable[..., torch.Tensor] = samplers.sample,
+    ) -> torch.Tensor:  # fmt: skip
         """x0 (B, c, h, w) on the device, from the noise that draw() gives, of B items (see
-        Asked.of). on_step(t, xt, eps_hat) is called after each call of the network.
+        Asked.of). on_step(t, xt, eps_hat) is called after each call of the network. make: by what,
+        which takes all that samplers.sample takes.
         """
+        network = self.asked.of(self.model, items) if self.asked else self.model
         with self.runtime.autocast():
-            return sample(
-                self.denoiser(items), self.scheduler, draw, self.sampling.sampler,
-                self.steps, on_step,
-                **self.sampling.used,
+            return make(
+                model=epsilon(network, self.scheduler), scheduler=self.scheduler, draw=draw,
+                sampler=self.sampler, num_sampling_steps=self.steps, on_step=on_step, **self.used,
             )  # fmt: skip
 
     def batches(
         self, items: Iterable[Any], noise: Callable[[list[Any]], Draw] | None = None,
-        divided: bool = False,
+        divided: bool = False, make: Callable[..., torch.Tensor] = samplers.sample,
+        calls: int | None = None,
     ) -> Iterator[tuple[list[Any], torch.Tensor, torch.Tensor]]:  # fmt: skip
         """(items, images, x0) of self.batch pictures at a time, with a progress bar.
 
         items: their seeds, or whatever noise(items) makes its draw() of. divided: each of several
-        processes makes its share of the batches. Images (B, C, H, W) are on the CPU, x0 (B, c, h,
-        w) is on the device.
+        processes makes its share of the batches. make: see sample; calls: of the network per
+        picture, where that is not self.steps. Images (B, C, H, W) are on the CPU, x0 (B, c, h, w)
+        is on the device.
         """
         items, noise = list(items), noise or self.noise
         batches = [items[i : i + self.batch] for i in range(0, len(items), self.batch)]
         batches = distributed.mine(batches) if divided else batches
-        total = sum(map(len, batches))
-        with tqdm(total=total, unit="image", unit_scale=True, smoothing=0.05) as bar:
+        total = sum(map(len, batches)) * (calls or self.steps)
+        with tqdm(total=total, unit="call", unit_scale=True, smoothing=0.05) as bar:
             for batch in batches:
-                # Shares of an image may add up to a little more than all: the bar stops at its end.
-                share = len(batch) / self.steps
-                x0 = self.sample(
-                    noise(batch), batch, lambda *_, n=share: bar.update(min(n, bar.total - bar.n))
-                )
+                x0 = self.sample(noise(batch), batch, lambda _, xt, __: bar.update(len(xt)), make)
                 yield batch, self.codec.decode(x0), x0

@@ -1,11 +1,5 @@
-"""Checkpoints to give away: in half precision, with a card that says what they are.
+"""Checkpoints to give away: in half precision, with a card that says what they are."""
 
-python3 -m generation.release checkpoints/denoiser/DDD.safetensors --name faces64 \\
-    --encoder checkpoints/autoencoder/AAA.safetensors --card terms="for research only"
-"""
-
-import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +8,6 @@ import torch
 
 from common.errors import UserError
 from generation.pipeline import load_denoiser
-from models.autoencoder import AutoencoderKL
 from training.checkpoint import load_facts, load_model, save_model
 from training.first_stage import encoder_id, goes_with, refusal
 from training.progress import file_size, told
@@ -34,36 +27,28 @@ def release(path: str, encoder: str | None, name: str, card: dict[str, str]) -> 
     model, _, facts = load_denoiser(path, space)
     if (space == "latents") != (encoder is not None):
         raise UserError(f"{path} denoises {space}; give --encoder for latents, and only for them")
-    if encoder is None:
-        return [_write("mnist", name, model, {**facts, CARD: card})]
+    networks: dict[str, tuple[Any, dict]] = {"denoiser" if encoder else "mnist": (model, facts)}
+    if encoder:
+        autoencoder, known = load_model(encoder, "AutoencoderKL")
+        if not goes_with(autoencoder, facts["autoencoder_id"]):
+            raise UserError(refusal(path, facts["autoencoder_id"], encoder, autoencoder))
+        facts["autoencoder_id"] = encoder_id(autoencoder.half().float())
+        networks["autoencoder"] = autoencoder, known
 
-    # Both, of which the denoiser asks for the rounded encoder.
-    autoencoder, known = load_model(encoder, "AutoencoderKL")
-    if not goes_with(autoencoder, facts["autoencoder_id"]):
-        raise UserError(refusal(path, facts["autoencoder_id"], encoder, autoencoder))
-    facts = {**facts, CARD: card, "autoencoder_id": encoder_id(rounded(autoencoder))}
-    written = [_write("autoencoder", name, autoencoder, {**known, CARD: card})]
-    return [*written, _write("denoiser", name, model, facts)]
-
-
-def rounded(autoencoder: AutoencoderKL) -> AutoencoderKL:
-    """The same in float32, with the weights that float16 can hold."""
-    return autoencoder.half().float()
-
-
-def _write(kind: str, name: str, model: Any, facts: dict[str, Any]) -> Path:
-    path = Path("checkpoints", kind, f"{name}.safetensors")
-    if path.exists():
-        raise UserError(f"{path} is there already; move it away, or choose another --name")
-    save_model(path, model, for_others(facts), torch.float16)
-    print(told("checkpoint", f"{path}, {file_size(path.stat().st_size)}"))
-    return path
+    paths = [Path("checkpoints", kind, f"{name}.safetensors") for kind in networks]
+    if there := [str(path) for path in paths if path.exists()]:
+        raise UserError(f"{there[0]} is there already; move it away, or choose another --name")
+    for written, (network, known) in zip(paths, networks.values(), strict=True):
+        save_model(written, network, {**for_others(known), CARD: card}, torch.float16)
+        print(told("checkpoint", f"{written}, {file_size(written.stat().st_size)}"))
+    return paths
 
 
 def for_others(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts without what means something on this machine only."""
+    """Facts without what means something on this machine only: of a path to the data, the name."""
     known = {k: v for k, v in facts.items() if k != "init"}
-    return known | ({"data_root": "data"} if "data_root" in facts else {})  # where others have it
+    known |= {"data_root": "data"} if "data_root" in facts else {}  # where others have it
+    return known | ({"data": Path(str(facts["data"])).name} if "data" in facts else {})
 
 
 def tell_card(facts: dict[str, Any]) -> None:
@@ -71,23 +56,3 @@ def tell_card(facts: dict[str, Any]) -> None:
     card = facts.get(CARD)
     for what, words in card.items() if type(card) is dict else ():
         print(told(str(what), str(words)))
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python3 -m generation.release", description=__doc__)
-    parser.add_argument("checkpoint", metavar="CKPT", help="the denoiser's checkpoint")
-    parser.add_argument("--encoder", metavar="CKPT", help="its autoencoder's, if it has one")
-    parser.add_argument("--name", required=True, help="of the new files")
-    parser.add_argument("--card", action="append", default=[], metavar="WHAT=WORDS",
-                        help="a line of the card; may be given several times")  # fmt: skip
-    args = parser.parse_args()
-    card = dict(line.partition("=")[::2] for line in args.card)
-    try:
-        release(args.checkpoint, args.encoder, args.name, card)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

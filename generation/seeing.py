@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from generation.pipeline import Draw, Pipeline
-from models.samplers import interpolated_noise
+from generation.pipeline import Pipeline
+from models.samplers import Draw, interpolated_noise
 from training import figures
 
 STRIP = 10  # values of t in the strip of a film

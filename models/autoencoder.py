@@ -56,12 +56,17 @@ class DiagonalGaussian:
         return torch.cat([self.mean, self.logvar], dim=1)
 
 
+def resnets(config: AutoencoderConfig, c_in: int, c_out: int, count: int) -> list[nn.Module]:
+    """So many residual blocks, of which the first goes from c_in to c_out channels."""
+    widths = [c_in] + [c_out] * (count - 1)
+    return [ResidualBlock(c, c_out, config.groups, NORM_EPS) for c in widths]
+
+
 def middle(config: AutoencoderConfig) -> Stage:
     """Two residual blocks, at most with attention between them."""
-    c, groups = config.channels[-1], config.groups
-    attentions = [Attention(c, 1, groups, NORM_EPS)] if config.attention else []
-    resnets = [ResidualBlock(c, c, groups, NORM_EPS) for _ in range(2)]
-    return Stage(resnets, attentions=attentions)
+    c = config.channels[-1]
+    attentions = [Attention(c, 1, config.groups, NORM_EPS)] if config.attention else []
+    return Stage(resnets(config, c, c, 2), attentions=attentions)
 
 
 class Encoder(nn.Module):
@@ -69,20 +74,14 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        widths, last = config.channels, len(config.channels) - 1
-
-        def resnet(c_in: int, c_out: int) -> ResidualBlock:
-            return ResidualBlock(c_in, c_out, config.groups, NORM_EPS)
-
-        self.conv_in = nn.Conv2d(config.image_channels, widths[0], 3, padding=1)
+        c, last = config.channels[0], len(config.channels) - 1
+        self.conv_in = nn.Conv2d(config.image_channels, c, 3, padding=1)
         self.down_blocks = nn.ModuleList()
-        c = widths[0]
-        for i, width in enumerate(widths):
-            resnets = [resnet(c if j == 0 else width, width) for j in range(config.blocks)]
+        for i, width in enumerate(config.channels):
+            blocks = resnets(config, c, width, config.blocks)
+            downsamplers = [Downsample(width, pad_end=True)] if i < last else []
+            self.down_blocks.append(Stage(blocks, downsamplers))
             c = width
-            self.down_blocks.append(
-                Stage(resnets, [Downsample(c, pad_end=True)] if i < last else [])
-            )
         self.mid_block = middle(config)
         self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(c, 2 * config.latent_channels, 3, padding=1)
@@ -105,19 +104,15 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        widths, last = config.channels, len(config.channels) - 1
-
-        def resnet(c_in: int, c_out: int) -> ResidualBlock:
-            return ResidualBlock(c_in, c_out, config.groups, NORM_EPS)
-
-        c = widths[-1]
+        c, last = config.channels[-1], len(config.channels) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, c, 3, padding=1)
         self.mid_block = middle(config)
         self.up_blocks = nn.ModuleList()
-        for i, width in enumerate(reversed(widths)):
-            resnets = [resnet(c if j == 0 else width, width) for j in range(config.blocks + 1)]
+        for i, width in enumerate(reversed(config.channels)):
+            blocks = resnets(config, c, width, config.blocks + 1)
+            upsamplers = [Upsample(width)] if i < last else []
+            self.up_blocks.append(Stage(blocks, upsamplers=upsamplers))
             c = width
-            self.up_blocks.append(Stage(resnets, upsamplers=[Upsample(c)] if i < last else []))
         self.conv_norm_out = nn.GroupNorm(config.groups, c, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(c, config.image_channels, 3, padding=1)
 

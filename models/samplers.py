@@ -119,11 +119,7 @@ def dpm_solver_pp(
     return xt
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "dpm++": dpm_solver_pp,
-}
+SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm++": dpm_solver_pp}
 
 
 def sample(

@@ -19,7 +19,7 @@ import latent_diffusion
 import mnist_diffusion
 import train_encoder
 from command_line.parsers import parse_encoder, parse_latent, parse_mnist
-from generation.pipeline import Pipeline, Sampling
+from generation.pipeline import Pipeline
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
 from models.perceptual import PerceptualLoss
 from models.scheduler import DDPMScheduler, SchedulerConfig
@@ -71,9 +71,9 @@ def scheduler(num_steps=1000, clip_x0=False, schedule="linear", prediction="eps"
 
 def small_pipeline(sampler="ddpm", steps=4, batch=64, eta=0.0, sigma_scale=1.0):
     """A Pipeline that makes pictures of (1, 8, 8) in memory."""
-    sampling = Sampling(sampler, steps, {"eta": eta, "sigma_scale": sigma_scale})
+    settings = {"eta": eta, "sigma_scale": sigma_scale}
     model, s = randomize(small_unet(1)), scheduler(clip_x0=True)
-    return Pipeline(cpu(), model, s, (1, 8, 8), PixelCodec(), sampling, batch)
+    return Pipeline(cpu(), model, s, (1, 8, 8), PixelCodec(), sampler, steps, settings, batch)
 
 
 def exact_denoiser(s):

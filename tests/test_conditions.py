@@ -26,7 +26,7 @@ from data.labels import CELEBA_TABLE, Labels
 from generation.classifier import CONFIG
 from generation.conditions import Asked, Guidance, asked_for, conditions_of, folder_name
 from generation.evaluation_asked import measure_attributes, measure_classes, print_table
-from generation.pipeline import Pipeline, Sampling
+from generation.pipeline import Pipeline
 from models.classifier import Classifier
 from models.diffusion import epsilon
 from models.draws import Draws
@@ -143,8 +143,9 @@ def test_names_of_folders_lead_nowhere_else():
 
 
 def pipeline(request=None, batch=3):
-    s, sampling = scheduler(clip_x0=True), Sampling("ddim", 3, {"eta": 0.0, "sigma_scale": 1.0})
-    return Pipeline(cpu(), network(), s, (1, 8, 8), PixelCodec(), sampling, batch, request)
+    s, settings = scheduler(clip_x0=True), {"eta": 0.0, "sigma_scale": 1.0}
+    how = "ddim", 3, settings, batch
+    return Pipeline(cpu(), network(), s, (1, 8, 8), PixelCodec(), *how, request)
 
 
 def pictures(*args, **settings):

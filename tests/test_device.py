@@ -25,7 +25,7 @@ from torch import nn
 from data.caching import cache_latents
 from data.latents import LatentDataset, LatentStats
 from data.order import ShuffledOrder
-from generation.pipeline import Pipeline, Sampling
+from generation.pipeline import Pipeline
 from models.diffusion import Objective, epsilon, timestep_density, timesteps_of
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator, with_low_frequencies
 from models.draws import Draws, Purpose, philox
@@ -244,7 +244,7 @@ def test_a_picture_does_not_depend_on_its_batch(device):
     for batch in (2, 5):
         pipeline = Pipeline(
             runtime, runtime.place(randomize(small_unet(3))), s, (3, 4, 4), code,
-            Sampling("ddpm", 4, {"sigma_scale": 1.0, "eta": 0.0}), batch,
+            "ddpm", 4, {"sigma_scale": 1.0, "eta": 0.0}, batch,
         )  # fmt: skip
         made.append(torch.cat([images for _, images, _ in pipeline.batches(range(5))]))
     assert made[0].shape == (5, 3, 16, 16) and made[0].device.type == "cpu"

@@ -7,7 +7,7 @@ import torch
 from helpers import randomize, scheduler, small_pipeline, small_unet
 
 from common.choices import SAMPLERS
-from generation.pipeline import Sampling, load_denoiser
+from generation.pipeline import load_denoiser
 from models import samplers
 from training.checkpoint import save_model
 
@@ -16,8 +16,8 @@ SETTINGS = {"eta": 0.5, "sigma_scale": 0.9}
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 1000), ("ddim", 50), ("dpm++", 20)])
 def test_samplers_take_the_steps_that_readme_says(sampler, steps):
-    assert Sampling(sampler, None, SETTINGS).calls(1000) == steps
-    assert Sampling(sampler, 7, SETTINGS).calls(1000) == 7
+    assert small_pipeline(sampler, None).steps == steps
+    assert small_pipeline(sampler, 7).steps == 7
 
 
 def test_the_choices_are_the_samplers_and_their_settings():
