@@ -13,7 +13,6 @@ if __name__ == "__main__":
     ARGS = entry.begin(parsers.parse_latent)  # before torch is imported: --help answers at once
 
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ from common.choices import NUM_STEPS
 from common.errors import UserError
 from common.launch import is_first
 from data.batches import load_batches
-from data.caching import cache_bytes, cache_id, cache_latents
-from data.images import ImageDataset, open_images
-from data.labels import Labels, in_cache, read_labels
+from data.caching import cache_id
+from data.images import open_images
+from data.labels import read_labels
 from data.latents import MANIFEST, LatentDataset, LatentStats
-from data.order import ShuffledOrder, fixed_sample
+from data.order import ShuffledOrder
 from generation.classifier import attribute_classifier
 from generation.conditions import Guidance, all_asked, asked_for, labels_known
 from generation.edited import edit_picture
@@ -48,21 +47,20 @@ from generation.pipeline import Pipeline, load_beginning, load_denoiser
 from generation.release import tell_card
 from generation.seeing import TrainingSet
 from models.autoencoder import AutoencoderKL
-from models.draws import Draws, Purpose
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.sizes import DENOISER_STRIDE, check_divides
 from models.unet import UNet
 from training import denoiser, distributed
 from training.beginning import denoiser_flags, facts_in, network_in, with_dropout, with_labels
 from training.checkpoint import check_channels, check_fields
-from training.codec import LatentCodec, encode
+from training.codec import LatentCodec
 from training.conditions import use_labels
 from training.first_stage import encoder_id, find_autoencoder, goes_with, refusal
 from training.imported import check_images_said, load_autoencoder
+from training.latent_data import cache_folder, cached_latents, latent_data
 from training.logs import check_log
-from training.progress import file_size, told
 from training.resuming import find_state
-from training.run import NUM_VALID, Run, Saving, total_steps
+from training.run import Run, Saving, total_steps
 from training.runtime import Runtime
 
 CHANNEL_MULT = 1, 2, 4  # of the widths, level by level
@@ -104,8 +102,10 @@ def train(args: Arguments) -> None:
     ids["data"] = cache_id(ids["autoencoder"], images, args.mirror)
     labels = read_labels(args.condition, images, args.data_root)
     ids, label_facts = use_labels(labels, ids, state, model)
-    latents = cached_latents(args, ids, images, runtime, autoencoder, known)
-    data = denoiser_data(args, latents, images, labels, runtime, autoencoder)
+    about = {"data": args.data, "size": size, "autoencoder": args.encoder}
+    about["autoencoder_id"] = ids["autoencoder"]
+    latents = cached_latents(ids["data"], images, autoencoder, runtime, args.mirror, about, known)
+    data = latent_data(latents, images, labels, args.mirror, autoencoder, runtime)
 
     # The run: how long it is, and what its state keeps.
     order = ShuffledOrder(data.num_train, args.batch, args.seed)
@@ -167,58 +167,6 @@ def check_encoder(
     if model and model.config.in_channels != channels:
         wrong = f"{args.encoder} makes latents of {channels} channels, but {args.init} takes"
         raise UserError(f"{wrong} {model.config.in_channels}; pass the matching --encoder")
-
-
-def cached_latents(
-    args: Arguments, ids: dict[str, str], images: dict[str, ImageDataset], runtime: Runtime,
-    autoencoder: AutoencoderKL, known: dict[str, Any],
-) -> dict[str, LatentDataset]:  # fmt: skip
-    """{"train": .., "valid": ..} of the images, encoded now if they were not before, and whitened
-    as the network to go on with knows them (its facts are known), or by their own stats."""
-    # What will be written, if it is not there.
-    folder, shape = cache_folder(ids["data"]), autoencoder.latent_shape(args.size)
-    if not (folder / MANIFEST).is_file():
-        count = (1 + args.mirror) * len(images["train"]) + len(images["valid"])
-        what = f"encoding {count} images of {args.data} into {folder}: "
-        print(
-            told("latents", what + file_size(cache_bytes(images, shape, args.mirror))), flush=True
-        )
-
-    # Encode; the manifest says of what this is the cache.
-    about = {"data": args.data, "size": args.size, "autoencoder": args.encoder}
-    about["autoencoder_id"] = ids["autoencoder"]
-    cache_latents(
-        lambda x: encode(autoencoder, runtime, x).moments(),
-        images, shape, folder, args.mirror, runtime.workers, about, distributed,
-    )  # fmt: skip
-    stats = None
-    if known and goes_with(autoencoder, known["autoencoder_id"]):
-        stats = LatentStats(**known["latent_stats"])
-    return {split: LatentDataset(folder, split, stats, checked=True) for split in images}
-
-
-def denoiser_data(
-    args: Arguments, latents: dict[str, LatentDataset], images: dict[str, ImageDataset],
-    labels: Labels | None, runtime: Runtime, autoencoder: AutoencoderKL,
-) -> denoiser.DenoiserData:  # fmt: skip
-    """What the loop needs of the latents; the validation ones are drawn once."""
-    train, split = latents["train"], "valid" if len(latents["valid"]) else "train"
-    valid = fixed_sample(len(latents[split]), NUM_VALID)
-    counts = {split: len(dataset) for split, dataset in latents.items()}
-    known = in_cache(labels, images, counts, args.mirror, runtime.workers) if labels else {}
-
-    def draw(dataset: LatentDataset, indices: torch.Tensor, draws: Draws) -> torch.Tensor:
-        noise = partial(draws.normal, Purpose.POSTERIOR)
-        return runtime.send(dataset.draw(indices, draws.device, noise))
-
-    return denoiser.DenoiserData(
-        draw=partial(draw, train),
-        num_train=len(train),
-        valid=draw(latents[split], valid, Draws(0, 0, range(len(valid)))),
-        codec=LatentCodec(autoencoder, train.stats, runtime),
-        labels=known.get("train"),
-        valid_c=known[split][valid].to(runtime.device) if known else None,
-    )
 
 
 def show(args: Arguments) -> None:
@@ -339,11 +287,6 @@ def cached_means(facts: dict[str, Any]) -> TrainingSet | None:
         return None
     latents = LatentDataset(folder, "train", LatentStats(**facts["latent_stats"]))
     return TrainingSet(latents.means, len(latents))
-
-
-def cache_folder(cache: str) -> Path:
-    """Where the latents of that id are, or were."""
-    return Path("encoded_img") / cache
 
 
 if __name__ == "__main__":

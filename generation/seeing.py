@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from generation.pipeline import Pipeline
-from models.samplers import Draw, interpolated_noise
+from models.samplers import Draw, slerp
 from training import figures
 
 STRIP = 10  # values of t in the strip of a film
@@ -84,8 +84,13 @@ def interpolation(pipeline: Pipeline, seed_a: int, seed_b: int, count: int, out:
     start and at every step, moves along the arc between the two seeds' noises."""
 
     def noise(weights: list[float]) -> Draw:
-        shape, device = pipeline.shape, pipeline.runtime.device
-        return interpolated_noise(seed_a, seed_b, weights, shape, device)
+        both = pipeline.noise([seed_a, seed_b])
+
+        def draw() -> torch.Tensor:
+            a, b = both()
+            return torch.stack([slerp(a, b, w) for w in weights])
+
+        return draw
 
     weights = torch.linspace(0, 1, count).tolist()
     strip = [images for _, images, _ in pipeline.batches(weights, noise)]

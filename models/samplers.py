@@ -155,26 +155,6 @@ def picture_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.devi
     return draw
 
 
-def interpolated_noise(
-    seed_a: int,
-    seed_b: int,
-    weights: Sequence[float],
-    shape: Sequence[int],
-    device: torch.device | str,
-) -> Draw:
-    """Like picture_noise, but picture i draws slerp(a, b, weights[i]) of two seeds' noises.
-
-    weights in [0, 1]: 0 gives seed a's picture and 1 seed b's, whatever the sampler.
-    """
-    both = picture_noise([seed_a, seed_b], shape, "cpu")
-
-    def draw() -> torch.Tensor:
-        a, b = both()
-        return torch.stack([slerp(a, b, w) for w in weights]).to(device)
-
-    return draw
-
-
 def slerp(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
     """From a (weight 0) to b (weight 1) on the arc between them: noise stays as long as noise is.
 

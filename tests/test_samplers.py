@@ -14,7 +14,6 @@ from models.samplers import (
     ddim,
     ddpm,
     dpm_solver_pp,
-    interpolated_noise,
     picture_noise,
     sample,
     slerp,
@@ -323,12 +322,3 @@ def test_slerp_keeps_length_and_turns_evenly():
     assert all(p.norm() == pytest.approx(a.norm().item()) for p in points)
     assert all(step == pytest.approx(steps[0].item()) for step in steps)
     torch.testing.assert_close(slerp(a, a, 0.3), a)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_interpolation_ends_at_the_pictures_of_its_seeds(sampler):
-    s, model, shape = scheduler(), randomize(small_unet(1)), (1, 8, 8)
-    path = sample(model, s, interpolated_noise(7, 3, [0, 0.5, 1], shape, "cpu"), sampler, 6)
-    ends = sample(model, s, picture_noise([7, 3], shape, "cpu"), sampler, 6)
-    torch.testing.assert_close(path[[0, 2]], ends, rtol=1e-4, atol=1e-4)
-    assert (path[1] - path[0]).abs().max() > 0.05

@@ -44,14 +44,16 @@ def test_film_makes_a_strip_and_an_animation(tmp_path, monkeypatch, capsys):
     assert f"saved {tmp_path / 'film.gif'}" in capsys.readouterr().out
 
 
-def test_interpolation_goes_from_seed_to_seed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_interpolation_goes_from_seed_to_seed(sampler, tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr(figures, "save_grid", lambda path, x, columns: shown.update(x=x))
-    p = small_pipeline(batch=4)
+    p = small_pipeline(sampler, batch=4)
     make_pictures(p, range(9), tmp_path / "i.png", interpolate=(4, 11))
     ends = torch.cat([images for _, images, _ in p.batches([4, 11])])
     assert len(shown["x"]) == 9
     torch.testing.assert_close(shown["x"][[0, -1]], ends, rtol=0, atol=1e-4)
+    assert (shown["x"][4] - shown["x"][0]).abs().max() > 0.05
 
 
 def test_neighbours_are_the_nearest(monkeypatch):
