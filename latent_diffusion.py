@@ -29,7 +29,6 @@ from data.caching import cache_id
 from data.images import open_images
 from data.labels import read_labels
 from data.latents import MANIFEST, LatentDataset, LatentStats
-from data.order import ShuffledOrder
 from generation.classifier import attribute_classifier
 from generation.conditions import Guidance, all_asked, asked_for, labels_known
 from generation.edited import edit_picture
@@ -51,7 +50,14 @@ from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.sizes import DENOISER_STRIDE, check_divides
 from models.unet import UNet
 from training import denoiser, distributed
-from training.beginning import denoiser_flags, facts_in, network_in, with_dropout, with_labels
+from training.beginning import (
+    begin_run,
+    denoiser_flags,
+    facts_in,
+    network_in,
+    with_dropout,
+    with_labels,
+)
 from training.checkpoint import check_channels, check_fields
 from training.codec import LatentCodec
 from training.conditions import use_labels
@@ -60,7 +66,6 @@ from training.imported import check_images_said, load_autoencoder
 from training.latent_data import cache_folder, cached_latents, latent_data
 from training.logs import check_log
 from training.resuming import find_state
-from training.run import Run, Saving, total_steps
 from training.runtime import Runtime
 
 CHANNEL_MULT = 1, 2, 4  # of the widths, level by level
@@ -108,13 +113,7 @@ def train(args: Arguments) -> None:
     data = latent_data(latents, images, labels, args.mirror, autoencoder, runtime)
 
     # The run: how long it is, and what its state keeps.
-    order = ShuffledOrder(data.num_train, args.batch, args.seed)
-    steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
-    run = Run(
-        "denoiser", args.name, steps, args.lr_schedule, order, runtime, args.settings(), ids, state,
-        Saving(args.keep, args.save_every, args.deadline), args.accumulate,
-    )  # fmt: skip
-    runtime.decide_compile(args.compile, run.steps - run.start)
+    run = begin_run("denoiser", args, data.num_train, runtime, args.settings(), ids, state)
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
     model = with_labels(model, labels) or denoiser.network(

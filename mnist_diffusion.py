@@ -26,7 +26,6 @@ from common.errors import UserError
 from common.launch import is_first
 from data.labels import digit_labels
 from data.mnist import mnist_images, mnist_labels
-from data.order import ShuffledOrder
 from data.pixels import to_pixels
 from generation.classifier import features, mnist_classifier
 from generation.conditions import Guidance, all_asked, asked_for
@@ -42,13 +41,13 @@ from generation.seeing import TrainingSet
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
 from training import denoiser, distributed
-from training.beginning import denoiser_flags, network_in, with_dropout, with_labels
+from training.beginning import begin_run, denoiser_flags, network_in, with_dropout, with_labels
 from training.checkpoint import fingerprint
 from training.codec import PixelCodec
 from training.conditions import use_labels
 from training.logs import check_log
 from training.resuming import find_state
-from training.run import NUM_VALID, Run, Saving, total_steps
+from training.run import NUM_VALID
 from training.runtime import Runtime
 
 SHAPE = [1, 28, 28]  # of a digit
@@ -89,13 +88,7 @@ def train(args: Arguments) -> None:
     )
 
     # The run: how long it is, and what its state keeps.
-    order = ShuffledOrder(len(images), args.batch, args.seed)
-    steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
-    run = Run(
-        "mnist", args.name, steps, args.lr_schedule, order, runtime, args.settings(), ids, state,
-        Saving(args.keep, args.save_every, args.deadline), args.accumulate,
-    )  # fmt: skip
-    runtime.decide_compile(args.compile, run.steps - run.start)
+    run = begin_run("mnist", args, len(images), runtime, args.settings(), ids, state)
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
     model = with_labels(model, labels) or denoiser.network(

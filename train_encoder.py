@@ -18,7 +18,6 @@ from command_line.defaults import default_size
 from command_line.flags import EVALUATE, TRAIN, Arguments
 from common.launch import is_first
 from data.images import open_images
-from data.order import ShuffledOrder
 from generation.evaluation_autoencoder import (
     draw_best_and_worst,
     evaluate_autoencoder,
@@ -30,13 +29,12 @@ from models.blocks import norm_groups
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.sizes import DENOISER_STRIDE, IMAGE_MULTIPLE, check_divides
 from training import autoencoder, distributed
-from training.beginning import autoencoder_flags, discriminator_beside, network_in
+from training.beginning import autoencoder_flags, begin_run, discriminator_beside, network_in
 from training.checkpoint import check_channels
 from training.imported import check_images_said, load_autoencoder
 from training.logs import check_log
 from training.pretrained import load_perceptual
 from training.resuming import check_same_data, find_state
-from training.run import Run, Saving, total_steps
 from training.runtime import Runtime
 
 
@@ -74,15 +72,8 @@ def train(args: Arguments) -> None:
     check_same_data(state, data_id)
 
     # The run: how long it is, and what its state keeps.
-    order = ShuffledOrder(len(images["train"]), args.batch, args.seed)
-    steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
-    settings = {**args.settings(), "size": size, "perceptual_network": sees}
-    ids = {"data": data_id}
-    run = Run(
-        "autoencoder", args.name, steps, args.lr_schedule, order, runtime, settings, ids, state,
-        Saving(args.keep, args.save_every, args.deadline), args.accumulate,
-    )  # fmt: skip
-    runtime.decide_compile(args.compile, run.steps - run.start)
+    settings, ids = {**args.settings(), "size": size, "perceptual_network": sees}, {"data": data_id}
+    run = begin_run("autoencoder", args, len(images["train"]), runtime, settings, ids, state)
 
     # Networks: latents at a quarter of the size; no discriminator with --gan-weight 0.
     model = begun or autoencoder_network(

@@ -21,17 +21,10 @@ FEATHER, FEATHERED = 4, 32  # a seam's most pixels; a picture's least side per p
 
 @torch.no_grad()
 def inpaint(
-    model: Denoiser,
-    scheduler: DDPMScheduler,
-    x0: torch.Tensor,
-    mask: torch.Tensor,
-    draw: Draw,
-    sampler: str,
-    num_sampling_steps: int,
-    resampling: int,
-    on_step: OnStep | None = None,
+    model: Denoiser, scheduler: DDPMScheduler, x0: torch.Tensor, mask: torch.Tensor, draw: Draw,
+    sampler: str, num_sampling_steps: int, resampling: int, on_step: OnStep | None = None,
     **settings: float,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """x0 with what is masked made anew, to fit the rest: (B, C, H, W). What is not masked stays.
 
     RePaint (Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1; jumps are of one step): after each
@@ -64,16 +57,9 @@ def inpaint(
 
 @torch.no_grad()
 def vary(
-    model: Denoiser,
-    scheduler: DDPMScheduler,
-    x0: torch.Tensor,
-    draw: Draw,
-    sampler: str,
-    num_sampling_steps: int,
-    strength: float,
-    on_step: OnStep | None = None,
-    **settings: float,
-) -> torch.Tensor:
+    model: Denoiser, scheduler: DDPMScheduler, x0: torch.Tensor, draw: Draw, sampler: str,
+    num_sampling_steps: int, strength: float, on_step: OnStep | None = None, **settings: float,
+) -> torch.Tensor:  # fmt: skip
     """Pictures like x0, (B, C, H, W): SDEdit (Meng et al. 2022, arXiv:2108.01073, algorithm 1).
 
     Noise is added to x0 as at strength * T, in (0, 1], and removed again, in that share of the
@@ -101,12 +87,9 @@ def variation_timesteps(
 
 @torch.no_grad()
 def invert(
-    model: Denoiser,
-    scheduler: DDPMScheduler,
-    x0: torch.Tensor,
-    num_sampling_steps: int,
+    model: Denoiser, scheduler: DDPMScheduler, x0: torch.Tensor, num_sampling_steps: int,
     on_step: OnStep | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """The noise xt at T-1, (B, C, H, W), of which ddim with eta = 0 makes x0 again, where it clips
     nothing: its steps backwards (Song et al. 2021, arXiv:2010.02502, section 4.3; Dhariwal & Nichol
     2021, appendix F).

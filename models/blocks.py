@@ -29,14 +29,9 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        groups: int,
-        eps: float,
-        emb_channels: int | None = None,
+        self, c_in: int, c_out: int, groups: int, eps: float, emb_channels: int | None = None,
         dropout: float = 0.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
@@ -129,12 +124,9 @@ class Stage(nn.Module):
     """
 
     def __init__(
-        self,
-        resnets: Iterable[nn.Module],
-        downsamplers: Iterable[nn.Module] = (),
-        upsamplers: Iterable[nn.Module] = (),
-        attentions: Sequence[nn.Module] = (),
-    ) -> None:
+        self, resnets: Iterable[nn.Module], downsamplers: Iterable[nn.Module] = (),
+        upsamplers: Iterable[nn.Module] = (), attentions: Sequence[nn.Module] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         nothing = [nn.Identity() for _ in self.resnets[len(attentions) :]]

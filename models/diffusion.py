@@ -30,19 +30,10 @@ def epsilon(model: Denoiser, scheduler: DDPMScheduler) -> Denoiser:
 
 
 def denoising_loss(
-    model: Denoiser,
-    scheduler: DDPMScheduler,
-    x0: torch.Tensor,
-    t: torch.Tensor,
-    eps: torch.Tensor | None = None,
+    model: Denoiser, scheduler: DDPMScheduler, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor
 ) -> torch.Tensor:
-    """Squared error of eps_hat per sample, (B,); x0: (B, C, H, W), t: (B,). model: (xt, t) ->
-    eps_hat.
-
-    Ho et al. 2020, algorithm 1 and eq. 14. eps is drawn where it is not given.
-    """
-    if eps is None:
-        eps = torch.randn_like(x0)
+    """Squared error of eps_hat per sample, (B,), where eps ~ N(0, I) is added; x0, eps: (B, C, H,
+    W), t: (B,). Ho et al. 2020, algorithm 1 and eq. 14."""
     eps_hat = model(scheduler.add_noise(x0, eps, t), t)
     return (eps_hat - eps).square().mean(dim=(1, 2, 3))
 

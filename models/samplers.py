@@ -18,6 +18,7 @@ import torch
 from models.diffusion import Denoiser
 from models.scheduler import DDPMScheduler
 
+Timesteps = Sequence[tuple[int, int]]  # (t, t_prev), ..
 Draw = Callable[[], torch.Tensor]  # the next noise, (B, C, H, W) at each call
 OnStep = Callable[[int, torch.Tensor, torch.Tensor], object]  # of (t, xt, eps_hat)
 Sampler = Callable[..., torch.Tensor]
@@ -25,14 +26,9 @@ Sampler = Callable[..., torch.Tensor]
 
 @torch.no_grad()
 def ddpm(
-    model: Denoiser,
-    scheduler: DDPMScheduler,
-    x: torch.Tensor,
-    timesteps: Sequence[tuple[int, int]],
-    noise: Draw,
-    sigma_scale: float = 1.0,
-    on_step: OnStep | None = None,
-) -> torch.Tensor:
+    model: Denoiser, scheduler: DDPMScheduler, x: torch.Tensor, timesteps: Timesteps, noise: Draw,
+    sigma_scale: float = 1.0, on_step: OnStep | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Ancestral sampling (Ho et al. 2020, algorithm 2): sigma_t = sigma_scale * sqrt(beta_t).
 
     Where steps are skipped sigma is sigma_scale times the posterior's standard deviation
@@ -49,15 +45,9 @@ def ddpm(
 
 @torch.no_grad()
 def ddim(
-    model: Denoiser,
-    scheduler: DDPMScheduler,
-    x: torch.Tensor,
-    timesteps: Sequence[tuple[int, int]],
-    noise: Draw,
-    eta: float = 0.0,
-    sigma_scale: float = 1.0,
-    on_step: OnStep | None = None,
-) -> torch.Tensor:
+    model: Denoiser, scheduler: DDPMScheduler, x: torch.Tensor, timesteps: Timesteps, noise: Draw,
+    eta: float = 0.0, sigma_scale: float = 1.0, on_step: OnStep | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Song et al. 2021 (arXiv:2010.02502), eq. 12 with sigma of eq. 16; eta in [0, 1].
 
     eta = 0 follows the probability-flow ODE (their section 4.3) and draws no noise; eta = 1 is
@@ -82,13 +72,9 @@ def ddim(
 
 @torch.no_grad()
 def dpm_solver_pp(
-    model: Denoiser,
-    scheduler: DDPMScheduler,
-    x: torch.Tensor,
-    timesteps: Sequence[tuple[int, int]],
-    noise: Draw | None = None,
-    on_step: OnStep | None = None,
-) -> torch.Tensor:
+    model: Denoiser, scheduler: DDPMScheduler, x: torch.Tensor, timesteps: Timesteps,
+    noise: Draw | None = None, on_step: OnStep | None = None,
+) -> torch.Tensor:  # fmt: skip
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2): no noise is drawn.
 
     Second order in the steps of lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)); the first
@@ -123,14 +109,9 @@ SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm++": dpm_solver_
 
 
 def sample(
-    model: Denoiser,
-    scheduler: DDPMScheduler,
-    draw: Draw,
-    sampler: str,
-    num_sampling_steps: int,
-    on_step: OnStep | None = None,
-    **settings: float,
-) -> torch.Tensor:
+    model: Denoiser, scheduler: DDPMScheduler, draw: Draw, sampler: str, num_sampling_steps: int,
+    on_step: OnStep | None = None, **settings: float,
+) -> torch.Tensor:  # fmt: skip
     """New samples (B, C, H, W) by a sampler of SAMPLERS, from pure noise: draw() gives the first
     and all further noise. settings: sigma_scale, eta.
 

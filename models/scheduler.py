@@ -104,15 +104,9 @@ class DDPMScheduler:
         return self._pick("noise", t, xt) * xt + self._pick("signal", t, xt) * v_hat
 
     def step(
-        self,
-        xt: torch.Tensor,
-        eps_hat: torch.Tensor,
-        t: int,
-        t_prev: int,
-        noise: torch.Tensor | None,
-        sigma_scale: float = 1.0,
-        posterior_sigma: bool = False,
-    ) -> torch.Tensor:
+        self, xt: torch.Tensor, eps_hat: torch.Tensor, t: int, t_prev: int,
+        noise: torch.Tensor | None, sigma_scale: float = 1.0, posterior_sigma: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         """x at t_prev from xt: the mean of q(x at t_prev | xt, x0), with x0_hat for x0, plus
         sigma * noise. xt, eps_hat, noise: (B, ...).
 

@@ -33,15 +33,15 @@ def test_loss_of_the_exact_denoiser_is_the_conditional_variance():
     x0 = MEAN + STD * torch.randn(n, 1, 1, 1, dtype=torch.float64)
     for step in (10, 200, 700):
         t = torch.full((n,), step)
-        losses = denoising_loss(exact_denoiser(s), s, x0, t)
+        losses = denoising_loss(exact_denoiser(s), s, x0, t, torch.randn_like(x0))
         alpha_bar = s.alpha_bar[step].item()
         want = alpha_bar * STD**2 / (alpha_bar * STD**2 + 1 - alpha_bar)
         assert losses.mean().item() == pytest.approx(want, rel=0.02)
 
 
 def test_untrained_network_has_loss_one():
-    t = torch.randint(1000, (64,))
-    losses = denoising_loss(small_unet(), scheduler(), torch.randn(64, 1, 8, 8), t)
+    t, (x0, eps) = torch.randint(1000, (64,)), torch.randn(2, 64, 1, 8, 8)
+    losses = denoising_loss(small_unet(), scheduler(), x0, t, eps)
     assert losses.mean().item() == pytest.approx(1, abs=0.05)
 
 

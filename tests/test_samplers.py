@@ -10,7 +10,6 @@ from helpers import MEAN, STD, exact_denoiser, exact_v, randomize, scheduler, sm
 
 from models.diffusion import epsilon
 from models.samplers import (
-    SAMPLERS,
     ddim,
     ddpm,
     dpm_solver_pp,

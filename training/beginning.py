@@ -9,11 +9,31 @@ import torch
 from common.errors import UserError
 from common.files import is_there
 from data.labels import Labels
+from data.order import ShuffledOrder
 from models.autoencoder import AutoencoderKL
 from models.discriminator import PatchDiscriminator
 from models.scheduler import DDPMScheduler
 from models.unet import UNet
 from training.checkpoint import KINDS, check_fields, load_model, network_of
+from training.run import Run, Saving, total_steps
+from training.runtime import Runtime
+
+
+def begin_run(
+    task: str, args: Any, count: int, runtime: Runtime, settings: dict, ids: dict[str, str],
+    state: dict | None,
+) -> Run:  # fmt: skip
+    """The Run over `count` images, of the length and with the files that a script's arguments say,
+    and whether it compiles. The rest is as Run takes it."""
+    order = ShuffledOrder(count, args.batch, args.seed)
+    steps = total_steps(args.steps, args.epochs, args.images, order, runtime.on_gpu)
+    saving = Saving(args.keep, args.save_every, args.deadline)
+    run = Run(
+        task, args.name, steps, args.lr_schedule, order, runtime, settings, ids, state, saving,
+        args.accumulate,
+    )  # fmt: skip
+    runtime.decide_compile(args.compile, run.steps - run.start)
+    return run
 
 
 def network_in(state: dict, name: str = "model") -> Any:
