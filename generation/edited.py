@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -30,15 +29,9 @@ from training.codec import LatentCodec
 from training.fidelity import psnr
 
 COLUMNS = 11  # of pictures side by side, at most
-
-
-class Edited(NamedTuple):
-    """shown: what stands side by side, in so many columns at most, [("caption", (C, H, W))].
-    results: pictures (C, H, W); of what was inpainted each again, in the whole (C, h, w)."""
-
-    shown: list[tuple[str, torch.Tensor]]
-    columns: int
-    results: Sequence[torch.Tensor] | torch.Tensor
+# What stands side by side, [("caption", (C, H, W))], and what is kept: pictures (C, H, W); of what
+# was inpainted each again, in the whole (C, h, w).
+Edited = tuple[list[tuple[str, torch.Tensor]], Sequence[torch.Tensor] | torch.Tensor]
 
 
 def edit_picture(
@@ -85,18 +78,19 @@ def edit_picture(
 
     # What is made of it.
     if white is not None:
-        made = inpainted(pipeline, pictures[0], white, seeds, resampling)
+        shown, results = inpainted(pipeline, pictures[0], white, seeds, resampling)
     elif vary:
-        made = varied(pipeline, pictures[0], seeds, strength)
+        shown, results = varied(pipeline, pictures[0], seeds, strength)
     elif reconstruct:
-        made = reconstructed(pipeline, pictures[0])
+        shown, results = reconstructed(pipeline, pictures[0])
     else:
-        made = inverted(pipeline, pictures, len(seeds))
-    title, columns = " and ".join(Path(path).name for path in paths), made.columns
-    figures.captioned(sheet, made.shown, min(columns, len(made.shown)), title)
+        shown, results = inverted(pipeline, pictures, len(seeds))
+    title = " and ".join(Path(path).name for path in paths)
+    columns = 1 + min(len(seeds), COLUMNS) if vary else COLUMNS
+    figures.captioned(sheet, shown, min(columns, len(shown)), title)
     print(f"saved {sheet}")
     if files:
-        for file, x in zip(files, made.results, strict=True):
+        for file, x in zip(files, results, strict=True):
             figures.save_image(file, figures.single_image(x))
         print(f"saved {len(files)} pictures in {out}")
     figures.show_window(sheet)
@@ -125,7 +119,7 @@ def inpainted(
     shown = [("input", picture.seen()[0]), ("mask", mask[0].float() * 2 - 1)]
     shown += [(f"seed {seed}", image) for seed, image in zip(seeds, images, strict=True)]
     pasted = [picture.pasted(y, below, share) for y in new]
-    return Edited(shown, COLUMNS, [x for both in zip(images, pasted, strict=True) for x in both])
+    return shown, [x for both in zip(images, pasted, strict=True) for x in both]
 
 
 def varied(
@@ -143,7 +137,7 @@ def varied(
         captions = [f"strength {strength:g}, seed {seed}" for seed in seeds]
         shown += [("input", x[0]), *zip(captions, images, strict=True)]
         results += images
-    return Edited(shown, 1 + min(len(seeds), COLUMNS), results)
+    return shown, results
 
 
 def reconstructed(pipeline: Pipeline, picture: OwnPicture) -> Edited:
@@ -151,8 +145,7 @@ def reconstructed(pipeline: Pipeline, picture: OwnPicture) -> Edited:
     x = picture.seen()
     x_hat = pipeline.codec.decode(_encoded(pipeline, x))
     print(f"PSNR of the reconstruction: {psnr(x, x_hat).item():.2f} dB (peak 2)")
-    shown = [("input", x[0]), ("reconstruction", x_hat[0])]
-    return Edited(shown, COLUMNS, x_hat)
+    return [("input", x[0]), ("reconstruction", x_hat[0])], x_hat
 
 
 def inverted(pipeline: Pipeline, pictures: Sequence[OwnPicture], count: int) -> Edited:
@@ -184,9 +177,9 @@ def inverted(pipeline: Pipeline, pictures: Sequence[OwnPicture], count: int) -> 
         print("of the autoencoder alone: " + ", ".join(f"{v:.2f} dB" for v in alone.tolist()))
     if len(x) == 2:
         shown = [(f"{w:.0%} of the way", image) for w, image in zip(weights, images, strict=True)]
-        return Edited([("input A", x[0]), *shown, ("input B", x[1])], COLUMNS, images)
-    shown = [("input", x[0]), ("its noise", codec.decode(noise)[0]), ("back again", images[0])]
-    return Edited(shown, COLUMNS, images)
+        return [("input A", x[0]), *shown, ("input B", x[1])], images
+    seen = codec.decode(noise)[0]
+    return [("input", x[0]), ("its noise", seen), ("back again", images[0])], images
 
 
 def _encoded(pipeline: Pipeline, x: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,20 @@ def film(pipeline: Pipeline, seeds: Sequence[int], out: Path) -> None:
 
     Both show xt and the x0 predicted from it, from t = T-1 down to the last.
     """
-    made = _frames(pipeline, seeds)
+    # The frames, xt and x0_hat as images (B, C, H, W), of at most FRAMES steps.
+    kept, calls, frames = set(_evenly(pipeline.steps, FRAMES)), itertools.count(), []
+    with tqdm(total=pipeline.steps, unit="step") as bar:
+
+        def on_step(t: int, xt: torch.Tensor, eps_hat: torch.Tensor) -> None:
+            if next(calls) in kept:
+                at = torch.full((len(xt),), t, device=xt.device)
+                x0_hat = pipeline.scheduler.predict_x0(xt, eps_hat, at)
+                frames.append((t, xt.cpu(), x0_hat.cpu()))
+            bar.update()
+
+        pipeline.sample(pipeline.noise(seeds), seeds, on_step)
+    decode = pipeline.codec.decode
+    made = [(t, decode(xt), decode(x0_hat)) for t, xt, x0_hat in frames]
 
     # The strip: two rows per picture, xt and what is predicted from it.
     picks = [made[k] for k in _evenly(len(made), STRIP)]
@@ -51,27 +64,6 @@ def film(pipeline: Pipeline, seeds: Sequence[int], out: Path) -> None:
     pairs = [torch.stack([xt, x0_hat], dim=1).flatten(0, 1) for _, xt, x0_hat in made]
     figures.save_animation(animation, pairs, columns=2)
     print(f"saved {animation}")
-
-
-def _frames(
-    pipeline: Pipeline, seeds: Sequence[int]
-) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-    """(t, xt, x0_hat) of at most FRAMES steps, evenly: images (B, C, H, W) of these seeds."""
-    kept = set(_evenly(pipeline.steps, FRAMES))
-    calls, frames = itertools.count(), []  # x0 and not yet images, on the CPU
-    with tqdm(total=pipeline.steps, unit="step") as bar:
-
-        def on_step(t: int, xt: torch.Tensor, eps_hat: torch.Tensor) -> None:
-            if next(calls) in kept:
-                at = torch.full((len(xt),), t, device=xt.device)
-                x0_hat = pipeline.scheduler.predict_x0(xt, eps_hat, at)
-                frames.append((t, xt.cpu(), x0_hat.cpu()))
-            bar.update()
-
-        pipeline.sample(pipeline.noise(seeds), seeds, on_step)
-
-    images = pipeline.codec.decode
-    return [(t, images(xt), images(x0_hat)) for t, xt, x0_hat in frames]
 
 
 def _evenly(n: int, count: int) -> list[int]:
