@@ -1,14 +1,15 @@
 """The pictures that a folder, a zip or tars hold: listed and opened, not decoded."""
 
 import os
+import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from io import BufferedReader, BytesIO, FileIO
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from common.errors import UserError
 from common.files import is_there, open_regular, reading
 from data.damage import Unreadable, named_damage
 from data.decoding import open_picture
-from data.tar_files import Part, find_tars, list_files
+from data.tar_files import find_tars, list_files
 
 UNCOMPRESSED = {".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}  # of one size if alike
 SUFFIXES = UNCOMPRESSED | {
@@ -26,7 +27,8 @@ SUFFIXES = UNCOMPRESSED | {
 # Folders, in lower case, of what systems keep beside pictures; hidden ones begin with a dot.
 NOT_PICTURES = "__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin"
 MOST_BYTES = 2**28  # of one file, packed or not
-OPEN_TARS = 100  # at a time; some systems allow 256 open files
+
+Listed = Iterator[tuple[str, int, Any]]  # (name, stamp, where it is)
 
 
 class ImageFiles:
@@ -40,9 +42,6 @@ class ImageFiles:
     their names' endings; those without any are looked into. Hidden files are in none of these.
     depth: how many folders at the beginning of each name are the tar's; else None. Raises UserError
     where path is not there, may not be read, or is a file but no zip or tar.
-
-    The zip is opened anew in every process: forked workers that shared one handle would move each
-    other's position in it. Of tars nobody uses the position.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,28 +53,29 @@ class ImageFiles:
         self.is_zip = not self._tars and not self.path.is_dir()
         self.refused: dict[str, str] = {}
         self._zips: dict[int, zipfile.ZipFile] = {}  # by process, only this one's
-        self._inside: dict[str, str] = {}  # names as the zip has them, where not with slashes
-        self._parts: dict[str, tuple[int, int, int]] = {}  # (number of the tar, start, size)
-        self._open_tars: dict[int, FileIO] = {}  # by number
-        found: Iterable[tuple[str, int]] = self._list_tars()
+        found: Any = self._list_tars()
         if not self._tars:
-            found = self._list_zip() if self.is_zip else self._list_folder()
-            found = sorted(found, key=lambda item: item[0])
+            listed = self._list_zip() if self.is_zip else self._list_folder()
+            found = sorted(listed, key=lambda item: item[0])
 
         # Hidden files are not the user's pictures; others are read or counted, by their endings.
         self.stamps: dict[str, int] = {}
         self.left_out: Counter[str] = Counter()
-        for name, stamp in found:
-            place = PurePosixPath(name)
-            suffix = place.suffix.lower()
-            if any(map(_is_hidden, place.parts[self.depth :])):
+        self._places: dict[str, Any] = {}
+        for name, stamp, place in found:
+            parts, suffix = PurePosixPath(name).parts, PurePosixPath(name).suffix.lower()
+            if any(map(_is_hidden, parts[self.depth :])):
                 continue
+            self._places[name] = place
             if suffix in SUFFIXES or not suffix and self._is_picture(name):
-                self.stamps[name] = stamp
+                # Uncompressed ones of one shape have all the same size. A zip knows CRCs.
+                own = suffix in UNCOMPRESSED and stamp <= MOST_BYTES and not self.is_zip
+                self.stamps[name] = self._crc(name) if own else stamp
             else:
                 self.left_out[suffix] += 1
+                del self._places[name]
 
-    def _list_zip(self) -> list[tuple[str, int]]:
+    def _list_zip(self) -> Listed:
         """Some write backslashes between folders."""
         try:
             with reading(self.path):
@@ -84,102 +84,93 @@ class ImageFiles:
             raise
         except Exception as error:  # zipfile raises anything on bytes that it did not expect
             raise UserError(f"{self.path} is not a readable zip file ({error})") from None
-        entries = [i for i in entries if not i.filename.endswith(("/", "\\"))]
-        names = {i.filename: i.filename.replace("\\", "/") for i in entries}
-        self._inside = {new: old for old, new in names.items() if new != old}
-        return [(names[i.filename], i.CRC) for i in entries]
+        for entry in entries:
+            if not (name := entry.filename.replace("\\", "/")).endswith("/"):
+                yield name, entry.CRC, entry.filename
 
-    def _list_tars(self) -> Iterator[tuple[str, int]]:
-        """Of two files of one name in a tar the last counts, as when it is unpacked. _parts keeps
-        those of which stamps has the name when the next is asked for."""
-        for i, tar in enumerate(tqdm(self._tars, "listing tars", delay=1, leave=False)):
+    def _list_tars(self) -> Listed:
+        """Of two files of one name in a tar the last counts, as when it is unpacked."""
+        for tar in tqdm(self._tars, "listing tars", delay=1, leave=False):
             label = "/".join(tar.parts[-(self.depth or 1) :]).removesuffix(".tar")
             for inside, start, size in list_files(tar):
-                name = f"{label}/{inside}"
-                self.stamps.pop(name, None)
-                self._parts[name] = i, start, size
-                small = size <= MOST_BYTES and inside.lower().endswith(tuple(UNCOMPRESSED))
-                yield name, _crc(self._opened(name)) if small else size
-                if name not in self.stamps:
-                    del self._parts[name]
+                yield f"{label}/{inside}", size, (tar, start, size)
 
-    def _list_folder(self) -> list[tuple[str, int]]:
+    def _list_folder(self) -> Listed:
         """Links are followed too, but no folder is entered twice: they may form a ring."""
-        found: list[tuple[str, int]] = []
-        seen, waiting = {_identity(self.path)}, [""]
-        while waiting:
-            place, folders = waiting.pop(), []
-            try:
-                with os.scandir(os.path.join(self.path, place)) as entries:
-                    inside = sorted(entries, key=lambda entry: entry.name)
-            except OSError as error:
-                if not place:
-                    with reading(self.path):
-                        raise
-                self.refused[place] = error.strerror or str(error)
-                continue
-            for entry in inside:
-                name = f"{place}/{entry.name}".lstrip("/")
-                try:
-                    if _is_hidden(entry.name):
-                        continue
-                    if not entry.is_dir():
-                        found.append((name, _stamp(Path(entry.path))))
-                    elif (folder := _identity(entry.path)) not in seen:
-                        seen.add(folder)
-                        folders.append(name)
-                except OSError as error:
-                    self.refused[name] = error.strerror or str(error)
-            waiting += reversed(folders)
-        return found
+
+        def refuse(error: OSError) -> None:
+            if Path(error.filename) == self.path:
+                raise error
+            name = Path(error.filename).relative_to(self.path).as_posix()
+            self.refused[name] = error.strerror or str(error)
+
+        seen = set()
+        with reading(self.path):
+            for place, folders, names in os.walk(self.path, onerror=refuse, followlinks=True):
+                status = os.stat(place)
+                if (status.st_dev, status.st_ino) in seen:
+                    folders.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                folders[:] = sorted(name for name in folders if not _is_hidden(name))
+                prefix = Path(place).relative_to(self.path).as_posix()
+                for name in names:
+                    path = os.path.join(place, name)
+                    size = 0
+                    with suppress(OSError):  # what cannot be read is found when it is opened
+                        size = os.path.getsize(path)
+                    yield f"{prefix}/{name}".removeprefix("./"), size, path
 
     def _is_picture(self, name: str) -> bool:
         with suppress(Unreadable), self.open(name):
             return True
         return False
 
+    def _crc(self, name: str) -> int:
+        """0 where it cannot be read."""
+        with suppress(OSError), self._opened(name) as file:
+            return zlib.crc32(file.read())
+        return 0
+
     def _zip(self) -> zipfile.ZipFile:
-        """This process's own."""
+        """This process's own: forked ones that shared a file would move its position."""
         process = os.getpid()
         if process not in self._zips:
             self._zips = {process: zipfile.ZipFile(open_regular(self.path))}
         return self._zips[process]
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_zips": {}, "_open_tars": {}}
+        return {**self.__dict__, "_zips": {}}
 
     @contextmanager
     def open(self, name: str) -> Iterator[Image.Image]:
         """The PIL image of that name, its pixels not yet decoded, while the file is open. Raises
         Unreadable."""
-        with named_damage():
-            file = self._opened(name)
-        with file:
+        with ExitStack() as stack:
             with named_damage():
+                file = stack.enter_context(self._opened(name))
                 _check_size(file.seek(0, os.SEEK_END))
                 file.seek(0)
             yield open_picture(file)
 
-    def _opened(self, name: str) -> BinaryIO:
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
         """Its bytes as a file."""
-        if self.is_zip:
-            return self._unpacked(name)
-        if not self._tars:
-            return open_regular(self.path / name)
-        i, start, size = self._parts[name]
-        tar = self._open_tars.get(i)
-        if tar is None:
-            if len(self._open_tars) >= OPEN_TARS:
-                self._open_tars.clear()  # each is closed when no part of it is open
-            tar = self._open_tars[i] = open_regular(self._tars[i], 0)
-        return BufferedReader(Part(tar, start, size))
-
-    def _unpacked(self, name: str) -> BinaryIO:
-        """The bytes of a zip's entry; no more than it says are unpacked."""
-        entry = self._zip().getinfo(self._inside.get(name, name))
-        _check_size(entry.file_size)
-        with self._zip().open(entry) as file:
-            return BytesIO(file.read(entry.file_size + 1))
+        place = self._places[name]
+        if self._tars:
+            path, start, size = place
+            entry = tarfile.TarInfo(name)
+            entry.offset_data, entry.size = start, size
+            with tarfile.open(path, "r:") as tar:
+                yield tar.extractfile(entry)  # type: ignore[misc]
+        elif self.is_zip:  # no more than it says is unpacked
+            info = self._zip().getinfo(place)
+            _check_size(info.file_size)
+            with self._zip().open(info) as file:
+                yield BytesIO(file.read(info.file_size + 1))
+        else:
+            with open_regular(place) as file:
+                yield file
 
 
 def _is_hidden(part: str) -> bool:
@@ -187,32 +178,6 @@ def _is_hidden(part: str) -> bool:
     return part.startswith(".") and part != ".." or part.lower() in NOT_PICTURES
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-    """What tells it from others, under whatever name."""
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
 def _check_size(size: int) -> None:
     if size > MOST_BYTES:
         raise Unreadable(f"{size / 1e9:.1f} GB are too many for a picture")
-
-
-def _stamp(path: Path) -> int:
-    """What changes with an image's content, found without reading it: its size. Uncompressed ones
-    of one shape have all the same size, so of these it is the CRC. 0 where it cannot be read."""
-    try:
-        size = path.stat().st_size
-        if path.suffix.lower() not in UNCOMPRESSED or size > MOST_BYTES:
-            return size
-        return _crc(open_regular(path))
-    except OSError:
-        return 0
-
-
-def _crc(opened: BinaryIO) -> int:
-    crc = 0
-    with opened as file:
-        while block := file.read(2**20):
-            crc = zlib.crc32(block, crc)
-    return crc

@@ -6,7 +6,9 @@ A source is CelebA's aligned faces, a folder, zip or tars of images, or drawn fa
 import hashlib
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,12 +20,14 @@ from common.machine import cores
 from data import scan
 from data.celeba import find_celeba
 from data.damage import BadFiles, Unreadable
-from data.decoding import PREPARED, WHITES, fit
+from data.decoding import PREPARED, fit
 from data.image_files import ImageFiles
 from data.synthetic import draw_face
 
 NUM_SYNTHETIC = 10_000  # drawn faces in --data synthetic
 KEEP_DRAWN = 2**28  # bytes: drawn faces are kept in memory up to this
+
+_threads = ThreadPoolExecutor(cores())
 
 Item = tuple[int, torch.Tensor | str]  # (i, image (C, H, W) uint8, or why it cannot be decoded)
 
@@ -54,8 +58,8 @@ class ImageDataset(Dataset):
 class FileDataset(ImageDataset):
     """Some images of an ImageFiles, resized to cover `size` = (H, W) and centre-cropped.
 
-    tally: shared by all splits. whites: as fit() takes them. foreign: whether any of the pictures
-    brings a colour profile other than sRGB's.
+    tally: shared by all splits. foreign: whether any of the pictures brings a colour profile other
+    than sRGB's.
     """
 
     def __init__(
@@ -65,17 +69,16 @@ class FileDataset(ImageDataset):
         size: tuple[int, int],
         channels: int,
         tally: BadFiles,
-        whites: Mapping[str, float] = WHITES,
         foreign: bool = False,
     ) -> None:
         self.files, self.names, self.size, self.channels = files, names, size, channels
-        self.tally, self.whites, self.foreign = tally, dict(whites), foreign
+        self.tally, self.foreign = tally, foreign
 
     def __getitem__(self, i: int) -> Item:
         name = self.names[i]  # an IndexError here ends iteration: it is no damaged file
         try:
             with self.files.open(name) as image:
-                return i, fit(image, self.size, self.channels, self.whites)
+                return i, fit(image, self.size, self.channels)
         except Unreadable as error:
             return i, str(error)  # load_batches reports it
 
@@ -83,17 +86,14 @@ class FileDataset(ImageDataset):
         """A DataLoader's batch: without workers, it is decoded by threads on all cores."""
         if get_worker_info() is not None:
             return [self[i] for i in indices]
-        share = -(-len(indices) // cores())
-        parts = [indices[k : k + share] for k in range(0, len(indices), share)]
-        decoded = scan.in_threads(lambda part: [self[i] for i in part], parts)
-        return [item for items in decoded for item in items]
+        return list(_threads.map(self.__getitem__, indices))  # others run while Pillow decodes
 
     def stamp(self) -> str:
         """A hash of the names with their CRCs (in a zip) or sizes in bytes (in a folder or tars,
-        whose files would have to be read for more; only uncompressed ones are), and of what these
-        pictures' own values and colours make of them."""
+        whose files would have to be read for more; only uncompressed ones are), and of whether
+        colours are converted."""
         parts: list[object] = [PREPARED, [(name, self.files.stamps[name]) for name in self.names]]
-        parts += [self.whites] * (self.whites != WHITES) + ["profiles"] * self.foreign
+        parts += ["profiles"] * self.foreign
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -140,15 +140,15 @@ def open_images(
 
     # CelebA has splits of its own, and one header speaks for all. A part of it may end before the
     # official validation images: some training images take their place.
-    whites, foreign = WHITES, False
+    foreign = False
     if data == "celeba":
         files, splits = find_celeba(Path(root or "."))
         if not splits["valid"]:
             splits |= split_by_hash(splits["train"])
         tally = BadFiles(len(files.stamps) + len(files.refused))
         tally.add(files.refused)
-        first = scan.read_header(files, splits["train"][0], size)
-        scan.warn_enlarged([first] if isinstance(first, scan.Header) else [], size)
+        with suppress(Unreadable), files.open(splits["train"][0]) as image:
+            scan.warn_enlarged([image.size], size)
 
     # Anybody's images: they may be of any size, grey or damaged.
     else:
@@ -158,14 +158,10 @@ def open_images(
         tally = BadFiles(len(files.stamps) + len(files.refused))
         headers = scan.readable(files, size, tally)
         splits = split_by_hash(list(headers), files.depth)
-        whites = scan.measure_whites(files, headers)
         channels = 1 if grey else scan.num_channels(headers.values())
         foreign = any(header.foreign for header in headers.values())
-    scan.look(files, splits["train"], whites)
     return {
-        k: FileDataset(files, v, size, channels, tally, whites, foreign)
-        for k, v in splits.items()
-        if v
+        k: FileDataset(files, v, size, channels, tally, foreign) for k, v in splits.items() if v
     }
 
 

@@ -14,10 +14,9 @@ from torch.nn import functional as F
 
 from common.errors import UserError
 from common.files import first_line, open_regular
-from data.damage import Unreadable, named_damage
-from data.decoding import WHITES, fit, fitting_box, open_picture, prepare
+from data.damage import Unreadable
+from data.decoding import fit, fitting_box, open_picture
 from data.pixels import to_pixels, to_uint8
-from data.scan import white_of
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -91,14 +90,7 @@ def _decoded(path: str | Path, channels: int) -> torch.Tensor:
     """(C, h, w) uint8 at its own size. Raises UserError where it cannot be read."""
     try:
         with open_regular(path) as file, open_picture(file) as image:
-            whites, kind = dict(WHITES), image.mode[:1]
-            if kind in WHITES:  # of more than 8 bits: nothing but the values says what is white
-                with named_damage():
-                    prepare(image, (image.height, image.width))
-                    values = np.asarray(image)
-                    most = values.max(initial=0, where=np.isfinite(values))
-                whites[kind] = white_of(kind, float(most))
-            return fit(image, None, channels, whites)
+            return fit(image, None, channels)
     except (OSError, Unreadable) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} cannot be read: {why}") from None

@@ -12,7 +12,6 @@ from PIL import Image, ImageCms, ImageFile, features
 from data.damage import BadFiles
 from data.image_files import ImageFiles
 from data.images import FileDataset, open_images
-from data.scan import read_header
 
 
 def test_why_a_file_cannot_be_read_is_said(tmp_path):
@@ -74,13 +73,12 @@ def test_no_damage_raises_anything_else(tmp_path, name, raw):
         )
     dataset = FileDataset(ImageFiles(tmp_path), names, (16, 16), 3, BadFiles(len(names)))
     good = 0
-    for i, name in enumerate(names):
-        header, image = read_header(dataset.files, name, (16, 16)), dataset[i][1]
+    for i in range(len(names)):
+        image = dataset[i][1]
         if isinstance(image, str):
             assert image and "\n" not in image
         else:
             assert image.shape == (3, 16, 16) and image.dtype == torch.uint8
-            assert not isinstance(header, str)
             good += 1
     assert 0 < good < 60, "the damage is too much, or too little, to show anything"
 

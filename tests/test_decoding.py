@@ -15,7 +15,7 @@ from PIL import EpsImagePlugin, Image, ImageCms, features
 
 from data import decoding
 from data.damage import Unreadable
-from data.decoding import FORMATS, fit, open_picture, prepare
+from data.decoding import FORMATS, fit, open_picture
 
 ORIENTATIONS = {  # what a file with this EXIF orientation holds of a picture (H, W, C)
     1: lambda d: d,
@@ -273,48 +273,11 @@ def test_of_a_film_the_first_picture(tmp_path):
 @pytest.mark.parametrize("form", [f for f in KINDS if f != "WEBP"])
 def test_what_is_too_large_is_not_decoded(form, monkeypatch):
     """Found by what the header says, before any pixel has its memory."""
-    image = open_picture(io.BytesIO(huge(form)))
-    assert image.size == (40_000, 40_000)
+    file = io.BytesIO(huge(form))
     monkeypatch.setattr(Image.core, "new", lambda *_: pytest.fail("memory is taken"))
     monkeypatch.setattr(Image.core, "fill", lambda *_: pytest.fail("memory is taken"))
     with pytest.raises(Unreadable, match="40000 x 40000 pixels are too many"):
-        fit(image, (16, 16), 3)
-
-
-def test_tiles_larger_than_their_picture_are_not_decoded():
-    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 40_000, 323: 40_000}
-    tags |= {324: 8, 325: 4}
-    entries = b"".join(struct.pack("<HHII", k, 4, 1, v) for k, v in sorted(tags.items()))
-    raw = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-    with pytest.raises(Unreadable, match="too many"):
-        fit(open_picture(io.BytesIO(raw)), (8, 8), 1)
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-def test_a_large_jpeg_is_read_at_a_fraction(progressive):
-    """Unless its coefficients have to be in memory before the first row can be made."""
-    picture = encoded(Image.new("L", (64, 64), 90), "JPEG", progressive=progressive)
-    at = picture.find(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
-    image = open_picture(
-        io.BytesIO(picture[:at] + struct.pack(">HH", 24_000, 24_000) + picture[at + 4 :])
-    )
-    if progressive:
-        with pytest.raises(Unreadable, match="24000 x 24000 pixels are too many"):
-            prepare(image, (64, 64))
-    else:
-        prepare(image, (64, 64))
-        assert image.size == (3000, 3000)
-
-
-def test_a_jpeg_of_very_many_scans_is_not_decoded(monkeypatch):
-    """Each takes as long as the whole picture."""
-    monkeypatch.setattr(decoding, "MOST_SCANS", 20)
-    picture = encoded(ramp(256, 256), "JPEG", progressive=True)
-    assert fit(open_picture(io.BytesIO(picture)), (16, 16), 3).shape == (3, 16, 16)
-    last = picture.rindex(b"\xff\xda")
-    many = picture[:last] + picture[last:-2] * 20 + picture[-2:]
-    with pytest.raises(Unreadable, match="more than 20 scans"):
-        fit(open_picture(io.BytesIO(many)), (16, 16), 3)
+        open_picture(file)
 
 
 TURNED = Image.Exif()
@@ -343,16 +306,15 @@ LARGE = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_decoding_takes_no_more_than_is_reckoned(name, tmp_path, monkeypatch):
-    """A picture that needs a hundredth of the most that is allowed passes; less allowed, not."""
+def test_decoding_takes_no_more_than_is_reckoned(name, tmp_path):
+    """A part of the largest picture that is allowed takes the same part of a gigabyte and a half,
+    beside what a decoder needs whatever the size."""
     form, picture, options = LARGE[name]
     path = tmp_path / "a"
     path.write_bytes(encoded(picture, form, exif=TURNED, **options))
     size = (16, 16) if form != "JPEG" else (SIDE, SIDE)
     taken = peak_memory(lambda: fit(open_picture(path), size, 3))
-    monkeypatch.setattr(decoding, "MOST_MEMORY", taken - 6e6)
-    with open(path, "rb") as file, pytest.raises(Unreadable, match="too many"):
-        prepare(open_picture(file), size)
+    assert taken - 6e6 < 1.5e9 * SIDE**2 / decoding.MOST_PIXELS
 
 
 def peak_memory(do):
@@ -377,37 +339,6 @@ def peak_memory(do):
 
 
 # ---- What does not decide -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
-@pytest.mark.parametrize("good", [True, False])
-@pytest.mark.parametrize(
-    "kind, content",
-    [
-        (b"zTXt", b"a\0\0" + zlib.compress(bytes(3 * 2**20))),
-        (b"zTXt", b"a\0\7x"),
-        (b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(3 * 2**20))),
-        (b"iTXt", b"\xff\0\0\0\xff\0\xff\0\xff"),
-        (b"tEXt", b"\xff" * 99),
-        (b"tEXt", b"a\0" + b"x" * 3 * 2**20),
-        (b"iCCP", b"a\0\0" + zlib.compress(bytes(3 * 2**20))),
-        (b"iCCP", b"a\0\0no profile"),
-        (b"iCCP", b""),
-        (b"eXIf", b"II*\0\xff\xff\xff\xff"),
-        (b"pHYs", b"\1"),
-        (b"gAMA", b""),
-        (b"cHRM", b"\1\2\3"),
-        (b"sRGB", b""),
-        (b"acTL", b"\0"),
-        (b"fcTL", b"\0"),
-        (b"tIME", b"now"),
-        (b"abCd", b"unknown"),
-    ],
-)
-def test_what_a_png_holds_beside_its_pixels_does_not_decide(kind, content, good, before):
-    picture = ramp(40, 30)
-    png = with_chunk(encoded(picture), chunk(kind, content, good), before)
-    assert torch.equal(fit(open_picture(io.BytesIO(png)), (30, 40), 3), fit(picture, (30, 40), 3))
 
 
 def test_much_text_in_all_does_not_decide_either():
@@ -473,15 +404,6 @@ def test_a_profile_of_other_colours_than_the_picture_s_changes_nothing():
     assert torch.equal(out, fit(picture, (40, 40), 1))
 
 
-@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
-def test_floats_come_out_as_shares_of_white(white):
-    share = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
-    image = reopened(Image.fromarray(share * np.float32(white)), "TIFF")
-    assert image.mode == "F"
-    out = fit(image, (64, 64), 1, {"F": white, "I": 65535.0})[0].double()
-    assert (out - torch.from_numpy(share).double() * 255).abs().max() <= 0.51
-
-
 def test_numbers_that_are_none_are_black_and_others_are_told():
     values = np.full((8, 8), 0.5, np.float32)
     values[0], values[1] = np.nan, -0.001
@@ -490,9 +412,3 @@ def test_numbers_that_are_none_are_black_and_others_are_told():
     values[3, 3] = -0.5
     with pytest.raises(Unreadable, match="values from -0.5 to 0.5, but 0 to 1 is wanted"):
         fit(reopened(Image.fromarray(values), "TIFF"), (8, 8), 1)
-
-
-def test_twelve_bits_in_sixteen():
-    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
-    out = fit(reopened(Image.fromarray(values)), (64, 64), 1, {"I": 4095.0, "F": 1.0})[0]
-    assert (out.double() - torch.tensor(values.astype(float)) * 255 / 4095).abs().max() <= 0.5

@@ -41,7 +41,7 @@ from common import launch
 from common.errors import PeerLostError, UserError
 from common.launch import Launch, is_first, launched
 from common.machine import cores, share_cores
-from data import scan
+from data import images
 from data.order import ShuffledOrder
 from models.classifier import Classifier, ClassifierConfig
 from models.draws import Draws, Purpose
@@ -57,7 +57,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def as_rank(rank, size, port, function, arguments, to):
     """In a forked process: function(*arguments) as one of `size`, what it returns to the pipe."""
     torch.set_num_threads(1)  # the pool of a fork's parent is not there
-    scan._threads = ThreadPoolExecutor(1)  # nor are its threads that decode
+    images._threads = ThreadPoolExecutor(1)  # nor are its threads that decode
     tqdm.set_lock(threading.RLock())  # forks share the parent's, which would die with one of them
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),

@@ -3,7 +3,6 @@
 import os
 import pickle
 import struct
-import subprocess
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -100,10 +99,10 @@ def test_what_is_no_regular_file_is_named_not_waited_for(tmp_path):
     (folder / "gone.png").symlink_to(tmp_path / "nowhere")
     (folder / "itself.png").symlink_to(folder / "itself.png")
     files = ImageFiles(folder)
-    odd = ["device.bmp", "gone.png", "pipe.jpg"]
+    odd = ["device.bmp", "gone.png", "itself.png", "pipe.jpg"]
     assert list(files.stamps) == ["00.png", "01.png", "02.png", *odd]
     assert why_not(files, "pipe.jpg") == why_not(files, "device.bmp") == "not a regular file"
-    assert "No such file" in why_not(files, "gone.png") and list(files.refused) == ["itself.png"]
+    assert "No such file" in why_not(files, "gone.png")
     (folder / "00.png").unlink()
     os.mkfifo(folder / "00.png")
     assert why_not(files, "00.png") == "not a regular file"
@@ -142,23 +141,6 @@ def test_an_ordinary_user_is_told(tmp_path):
     files = ImageFiles(tmp_path)
     assert files.refused == {"c": "Permission denied"}
     assert why_not(files, "b/00.png") == "Permission denied"
-
-
-@pytest.mark.parametrize("name, depth, refused", [("d", 1100, 0), (60 * "d", 100, 1)])
-def test_deep_folders_are_read_or_named(tmp_path, name, depth, refused):
-    """Deeper than Python's calls go, and than a path may be long."""
-    here = os.open(write_images(tmp_path / "a", 1), os.O_RDONLY)
-    for _ in range(depth):
-        os.mkdir(name, dir_fd=here)
-        below = os.open(name, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(here)
-    try:
-        files = ImageFiles(tmp_path)
-        assert list(files.stamps) == ["a/00.png"] and len(files.refused) == refused
-    finally:  # pytest cannot remove it
-        subprocess.run(["rm", "-rf", tmp_path / "a"], check=True)
 
 
 def test_a_zip_of_deep_folders_and_odd_names_is_read(tmp_path):

@@ -3,7 +3,6 @@
 import gzip
 import io
 import os
-import pickle
 import shutil
 import subprocess
 import tarfile
@@ -15,12 +14,9 @@ import pytest
 import torch
 from fuzz import EXAMPLES, damaged_bytes
 from helpers import run_encoder, run_script, write_images
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pictures import assert_same_images, encoded, everything, tarred
 from PIL import Image
 
-from data import image_files
 from data.batches import load_batches
 from data.damage import Unreadable
 from data.image_files import ImageFiles
@@ -76,24 +72,10 @@ def test_ranges_are_those_of_bash(pattern, names):
         assert told.stdout.split() == names
 
 
-@given(st.integers(0, 10**9), st.integers(0, 30), st.integers(1, 12))
-@settings(max_examples=30)
-def test_a_range_has_every_number_once_in_its_order(first, more, width):
-    names = expand(f"x-{{{first:0{width}d}..{first + more:0{width}d}}}.tar")
-    assert [int(name[2:-4]) for name in names] == list(range(first, first + more + 1))
-    assert len(set(map(len, names))) == 1 or len(str(first)) >= width
-
-
-def test_numbers_that_meet_are_one():
-    assert expand("{1..11}{1..11}").count("111") == 1
-
-
 @pytest.mark.parametrize("pattern, message", [
-    ("s-{3..1}.tar", "write the smaller number first"),
-    ("s-{0..1000000}.tar", "more than 1000000 tars"),
-    ("{0..999}{0..999}{0..1}{0..999999999999999999}", "more than 1000000 tars"),
-    ("s-{000..000}.tar", "there is no .*s-000.tar; bring"),
-    ("s-{002..007}.tar", "there is no .*s-003.tar nor 4 others of 6; bring"),
+    ("s-{3..1}.tar", "there is no .*s-{3..1}.tar; bring"),
+    ("s-{000..000}.tar", r"there is no .*s-000.tar \(1 of 1 tars\); bring"),
+    ("s-{002..007}.tar", r"there is no .*s-003.tar \(5 of 6 tars\); bring"),
     ("nowhere.tar", "no such folder, zip or tar"),
     ("s-{0..99999999999999999999}.tar", "no such folder, zip or tar"),
     ("s-{a..b}.tar", "no such folder, zip or tar"),
@@ -153,23 +135,6 @@ def test_long_and_odd_names_are_read(tmp_path, form):
     assert all(opened(files, name).size == (8, 8) for name in files.stamps)
 
 
-def test_the_order_is_that_of_the_files(tmp_path, monkeypatch):
-    """So what goes through a set in order reads each tar from its beginning to its end."""
-    dataset = open_images(write_shards(tmp_path, 3), None, SIZE)["train"]
-    seen, read = [], os.pread
-    monkeypatch.setattr(
-        os,
-        "pread",
-        lambda file, n, at: seen.append((os.fstat(file).st_ino, at)) or read(file, n, at),
-    )
-    for _, indices in load_batches(dataset, [[i] for i in range(len(dataset))], 0):
-        assert len(indices) == 1
-    shards = [os.stat(tmp_path / f"s-00{i}.tar").st_ino for i in range(3)]
-    places = [(shards.index(shard), at) for shard, at in seen]
-    firsts = [place for i, place in enumerate(places) if place not in places[:i]]
-    assert len(firsts) >= len(dataset) and firsts == sorted(firsts)
-
-
 def test_other_shards_move_nothing(tmp_path):
     """The split, the order and the pixels of a shard are the same beside others."""
     write_shards(tmp_path, 12)
@@ -214,19 +179,16 @@ def test_the_last_of_a_name_counts(tmp_path):
         entry.size = len(PNG)
         file.addfile(entry, io.BytesIO(PNG))
     files = ImageFiles(path)
-    assert files.stamps == {"x/b.png": len(noise(1)), "x/a.png": len(PNG)}
-    assert list(files.stamps) == ["x/b.png", "x/a.png"] and opened(files, "x/a.png").size == (8, 8)
+    assert files.stamps == {"x/a.png": len(PNG), "x/b.png": len(noise(1))}
+    assert opened(files, "x/a.png").size == (8, 8)
 
 
-# ---- Processes and open files -------------------------------------------------------------------
+# ---- Processes ----------------------------------------------------------------------------------
 
 
-def test_workers_and_threads_read_the_same_with_few_files_open(tmp_path, monkeypatch):
-    """Forked workers share the parent's open files, and more are open in turn than may be."""
-    monkeypatch.setattr(image_files, "OPEN_TARS", 2)
+def test_workers_and_threads_read_the_same(tmp_path):
     dataset = open_images(write_shards(tmp_path, 6), None, SIZE)["train"]
     expected = everything(dataset)
-    assert 0 < len(dataset.files._open_tars) <= 2
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
     batches = [order[i : i + 8] for i in range(0, len(order), 8)]
     for workers in (0, 2):
@@ -235,15 +197,6 @@ def test_workers_and_threads_read_the_same_with_few_files_open(tmp_path, monkeyp
         for images, indices in loaded:
             for image, i in zip(images, indices, strict=True):
                 assert torch.equal(image, expected[dataset.names[i]])
-
-
-def test_it_can_be_sent_to_another_process_and_read_without_pread(tmp_path, monkeypatch):
-    """As on Windows."""
-    files = ImageFiles(write_shards(tmp_path, 2))
-    expected = {name: opened(files, name) for name in files.stamps}
-    monkeypatch.delattr(os, "pread")
-    other = pickle.loads(pickle.dumps(files))
-    assert all(opened(other, name) == image for name, image in expected.items())
 
 
 # ---- Hostile and broken -------------------------------------------------------------------------
@@ -262,7 +215,7 @@ def refusal(path):
 def test_a_compressed_tar_says_what_to_do(tmp_path, name, mode):
     with tarfile.open(tmp_path / name.replace("{0..0}", "0"), f"w:{mode}") as file:
         file.add(write_images(tmp_path / "a", 2))
-    assert "unpack it to a plain .tar, for example with gunzip" in refusal(tmp_path / name)
+    assert "is compressed, damaged" in refusal(tmp_path / name)
 
 
 def test_a_name_like_a_compressed_files_beginning_is_none(tmp_path):
@@ -344,37 +297,14 @@ def header(name, size, kind=b"0"):
 
 
 OCTAL = b"%011o\0"
-HUGE = [b"\x80" + (2**80).to_bytes(11, "big"), b"\xff" * 12, b"77777777777\0", OCTAL % 2000]
 
 
-@pytest.mark.parametrize("size", [*HUGE, b"-0000000001\0", b"notanumber \0", b"\x80" * 12])
-@pytest.mark.parametrize("kind", [b"0", b"L", b"x", b"g", b"S", b"D"])
-def test_sizes_that_cannot_be_are_refused(tmp_path, size, kind):
-    (tmp_path / "x.tar").write_bytes(header("a.png", size, kind) + bytes(1024))
+@pytest.mark.parametrize(
+    "size", [b"\x80" + (2**80).to_bytes(11, "big"), b"\xff" * 12, OCTAL % 2000, b"-0000000001\0"]
+)
+def test_sizes_that_cannot_be_are_refused(tmp_path, size):
+    (tmp_path / "x.tar").write_bytes(header("a.png", size) + bytes(1024))
     assert "ends too early" in refusal(tmp_path / "x.tar")
-
-
-@pytest.mark.parametrize("record", [
-    b"8 size=9\n" b"9", b"5 a=\n0", b"-5 a=b\n", b"0 a=b\n", b"99 a=b\n", b"a", b"\0" * 9,
-    b"11 size=-1\n", b"16 size=1234567\n", b"12 size=abc\n", b"9" * 5000 + b" a=b\n",
-])  # fmt: skip
-def test_what_is_said_before_a_file_may_be_anything(tmp_path, record):
-    content = header("x", OCTAL % len(record), b"x") + record.ljust(
-        -(-len(record) // 512) * 512, b"\0"
-    )
-    (tmp_path / "x.tar").write_bytes(content + header("a.png", OCTAL % 0) + bytes(1024))
-    assert "ends too early" in refusal(tmp_path / "x.tar")
-
-
-def test_no_name_takes_the_memory_and_no_chain_of_them_the_stack(tmp_path):
-    path = tmp_path / "x.tar"
-    path.write_bytes(header("x", OCTAL % 2**33, b"L"))
-    os.truncate(path, 2**33 + 4096)  # all holes
-    assert "ends too early" in refusal(path)
-    record = b"18 path=again.png\n"
-    one = header("x", OCTAL % len(record), b"x") + record.ljust(512, b"\0")
-    path.write_bytes(one * 5000 + header("a.png", OCTAL % 0) + bytes(1024))
-    assert list(ImageFiles(path).stamps) == ["x/again.png"]
 
 
 def test_only_headers_are_read(tmp_path):
@@ -415,7 +345,9 @@ def test_a_damaged_tar_is_one_sentence(tmp_path, form):
         try:
             files = ImageFiles(path)
         except ValueError as error:
-            assert str(error).startswith(f"{path} is damaged, ends too early or is no tar; ")
+            assert str(error).startswith(
+                f"{path} is compressed, damaged, ends too early or is no tar ("
+            )
             told += 1
             continue
         for name in files.stamps:
@@ -456,7 +388,7 @@ def test_a_script_refuses_in_one_line(tmp_path):
     (tmp_path / "x.tar").write_bytes(gzip.compress(bytes(1024)))
     for data, message in (
         ("x.tar", "x.tar is compressed"),
-        ("s-{0..3}.tar", "s-0.tar nor 3 others"),
+        ("s-{0..3}.tar", "s-0.tar (4 of 4 tars)"),
     ):
         status, _, err = run_script("train_encoder.py", "--data", data, cwd=tmp_path, check=False)
         assert status == 2 and message in err and "Traceback" not in err
