@@ -51,6 +51,13 @@ NUM_IMAGES: dict[str, tuple[int, int, float]] = {
 }
 ASKED = frozenset({"label", "attributes"})  # of a conditional denoiser's pictures
 FIGURES = frozenset({"film", "interpolate", "neighbours"})  # what --show makes instead of pictures
+IDLE = {  # flags that would do nothing in these
+    "interpolate": frozenset({"seed"}),
+    "film": frozenset({"batch"}),
+    "reconstruct": ASKED
+    | {"sampler", "sampling_steps", "eta", "sigma_scale", "seed", "num_images", "batch"},
+    "invert": frozenset({"eta", "seed"}),
+}
 
 
 def default_size(data: str, on_gpu: bool) -> tuple[int, int]:

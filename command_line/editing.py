@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from command_line.defaults import ASKED, FIGURES
+from command_line.defaults import FIGURES
 from command_line.flags import SHOW, Arguments, Parser, Resuming
 from command_line.values import integer, number
 
@@ -11,45 +11,38 @@ EDITS = ("inpaint", "vary", "reconstruct", "invert")
 INPAINTING_STEPS = 100  # of ddpm; each is done --resampling times
 STRENGTHS = [0.3, 0.5, 0.8]  # of --vary
 OF_ONE = {"mask": "inpaint", "resampling": "inpaint", "strength": "vary"}  # flags of one edit
-SAMPLING = {"sampler", "sampling_steps", "eta", "sigma_scale"}
-IDLE = {  # flags that would do nothing
-    "reconstruct": SAMPLING | ASKED | {"seed", "num_images", "batch"},
-    "invert": {"eta", "seed"},
-}
 
 
+# fmt: off
 def editing_flags(parser: Parser, latents: bool) -> None:
     """latents: whether there is an autoencoder whose reconstruction can be looked at."""
     title = "editing a picture of your own, of any size, with --show"
     group = parser.group(title, frozenset({SHOW}), Resuming.FORGOTTEN)
     edit = group.either()
-    text = (
+    edit.add("--inpaint",
         "make a part of this picture anew, to fit the rest (RePaint, Lugmayr et al. 2022); one "
-        "result per seed"
-    )
-    edit.add("--inpaint", text, metavar="IMAGE")
+        "result per seed",
+        metavar="IMAGE")
     text = "make pictures like this one (SDEdit, Meng et al. 2022), one per seed"
     edit.add("--vary", text, metavar="IMAGE")
     if latents:
         text = "encode and decode this picture: what the autoencoder makes of it, with its PSNR"
         edit.add("--reconstruct", text, metavar="IMAGE")
-    text = (
+    edit.add("--invert",
         "find the noise that --sampler ddim makes this picture of, and go back, with the PSNR; of "
-        "two pictures: a path between them, through their noises"
-    )
-    edit.add("--invert", text, metavar="IMAGE", nargs="+")
+        "two pictures: a path between them, through their noises",
+        metavar="IMAGE", nargs="+")
     text = "for --inpaint, of the picture's shape: white is made anew, black is kept"
     group.add("--mask", text, metavar="IMAGE")
     text = "for --inpaint: times that each step is done; more fit better"
     group.add("--resampling", text, integer(1, 1000), "N", 10)
-    text = (
+    group.add("--strength",
         "for --vary: how much noise is added, as a share of the steps; at 1 nothing of the picture "
-        "is left"
-    )
-    group.add("--strength", text, number(0, 1, open_low=True), "S", nargs="+",
-              otherwise=" ".join(map(str, STRENGTHS)))  # fmt: skip
+        "is left",
+        number(0, 1, open_low=True), "S", nargs="+", otherwise=" ".join(map(str, STRENGTHS)))
 
 
+# fmt: on
 def check_editing(parser: Parser, values: dict, given: frozenset[str]) -> str | None:
     """Which of EDITS was typed. Ends with an error where a flag is missing or does not go with it;
     puts defaults of its own into values."""
@@ -59,11 +52,9 @@ def check_editing(parser: Parser, values: dict, given: frozenset[str]) -> str | 
             parser.error(f"--{flag} goes with --{needed}")
     if edit is None:
         return None
-    idle = IDLE.get(edit, set())
+    parser.refuse(given & FIGURES, edit)
     if edit == "invert" and len(values["invert"]) == 1:
-        idle = idle | {"num_images"}
-    if bad := given & (idle | FIGURES):
-        parser.error(f"{parser.flags[min(bad)]} does not go with --{edit}")
+        parser.refuse(given & {"num_images"}, edit)
 
     # What each of them needs.
     if edit == "inpaint":

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from command_line import streams
 from command_line.flags import Arguments
@@ -65,22 +65,17 @@ def run(main: Callable[[Arguments], None], args: Arguments) -> None:
             traceback.print_exc()
         if speaks:
             _tell(str(launched()), sentence or f"{type(error).__name__}: {first_line(error)}")
-        _leave(1 if sentence is None or isinstance(error, PeerLostError) else 2)
+        status = 1 if sentence is None or isinstance(error, PeerLostError) else 2
+        if launched().size > 1:  # what takes leave of the others would wait for them
+            sys.stderr.flush()
+            os._exit(status)
+        sys.exit(status)
     finally:
         if limit is not None and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
         _before.clear()
-
-
-def _leave(status: int) -> NoReturn:
-    """End after an error. Where there are other processes at once, because what takes leave of them
-    would wait for them."""
-    if launched().size > 1:
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 def _tell(who: str, sentence: str) -> None:
@@ -120,12 +115,15 @@ def _leave_in_order(number: int, frame: FrameType | None) -> None:
 
 def _sentence(error: Exception) -> str | None:
     """What to tell the user; None where the error is the program's."""
-    if _out_of_memory(error):
+    # Of a GPU (CUDA: OutOfMemoryError; Apple's: RuntimeError) or of the machine (numpy, torch).
+    scarce = "out of memory", "can't allocate memory", "not enough memory", "_ALLOC_FAILED"
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    if isinstance(error, MemoryError) or any(words in said for words in scarce):
         return (
             "out of memory; a smaller --batch needs less, for a training --accumulate 2, a smaller "
             "--channels or size of the images too"
         )
-    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
+    if "DataLoader worker (pid" in said:
         return (
             "a process that decodes images has died; in a container shared memory may be short "
             "(docker run --shm-size 2g), and --workers 0 needs none"
@@ -134,12 +132,3 @@ def _sentence(error: Exception) -> str | None:
         why = str(error).strip().split("\n")[0]
         return f"torch.compile does not work here ({why}); pass --compile off"
     return str(error) if isinstance(error, UserError | OSError | PeerLostError) else None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether the memory of a GPU (CUDA: OutOfMemoryError; Apple's: RuntimeError) or of the machine
-    (numpy: MemoryError; torch: RuntimeError) does not suffice."""
-    words = "out of memory", "can't allocate memory", "not enough memory", "_ALLOC_FAILED"
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in words)
-    )

@@ -6,7 +6,14 @@ import os
 import time
 from pathlib import Path
 
-from command_line.defaults import ASKED, EVALUATED_STEPS, FIGURES, NUM_IMAGES, DenoiserDefaults
+from command_line.defaults import (
+    ASKED,
+    EVALUATED_STEPS,
+    FIGURES,
+    IDLE,
+    NUM_IMAGES,
+    DenoiserDefaults,
+)
 from command_line.editing import EDITS, check_editing
 from command_line.flags import EVALUATE, TRAIN, Arguments, Parser
 from common.choices import PICTURES, SAMPLERS
@@ -28,9 +35,10 @@ def finish(
     values["deadline"] = limit and time.monotonic() + 60 * limit
     if mode != TRAIN and denoiser is not None:
         edit = check_editing(parser, values, given)
-        _check_sampler(parser, values, given)
-        _check_asking(parser, values, given)
+        _check_sampling(parser, values, given)
         figure = edit or next(iter(given & FIGURES), None)
+        if figure:
+            parser.refuse(given & IDLE.get(figure, frozenset()), figure)
         values["num_images"] = _num_images(parser, values, given, figure, denoiser)
         values |= _steps_and_out(parser, values, given, figure, denoiser)
     return Arguments(values, given, parser.flags)
@@ -48,23 +56,14 @@ def _new_name(parser: Parser) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
 
-def _check_sampler(parser: Parser, values: dict, given: frozenset[str]) -> None:
-    """End with an error where a flag would do nothing in the sampler."""
+def _check_sampling(parser: Parser, values: dict, given: frozenset[str]) -> None:
+    """End with an error where a flag of the sampler or of a condition would do nothing."""
     sampler = values["sampler"]
     if "eta" in given and "eta" not in SAMPLERS[sampler].settings:
         parser.error(f"--eta is for --sampler ddim, and does nothing in {sampler}")
-    silent = {
-        "dpm++": sampler == "dpm++",
-        "ddim with --eta 0": sampler == "ddim" and values["eta"] == 0,
-        "a single step": values["sampling_steps"] == 1,
-    }
-    if "sigma_scale" in given and any(silent.values()):
-        what = next(name for name, holds in silent.items() if holds)
-        parser.error(f"--sigma-scale scales the noise of each step, but {what} adds none")
-
-
-def _check_asking(parser: Parser, values: dict, given: frozenset[str]) -> None:
-    """End with an error where guidance would do nothing, or several rows are no figure."""
+    silent = {"dpm++": True, "ddim": values["eta"] == 0}.get(sampler, False)
+    if "sigma_scale" in given and silent:
+        parser.error(f"--sigma-scale scales the noise of each step, but {sampler} adds none")
     low, high = values["guidance_interval"] or (0, 0)
     if low > high:
         parser.error(f"--guidance-interval from {low} to {high} is empty")
@@ -75,12 +74,9 @@ def _check_asking(parser: Parser, values: dict, given: frozenset[str]) -> None:
 
 
 def _num_images(
-    parser: Parser,
-    values: dict,
-    given: frozenset[str],
-    figure: str | None,
+    parser: Parser, values: dict, given: frozenset[str], figure: str | None,
     denoiser: DenoiserDefaults,
-) -> int:
+) -> int:  # fmt: skip
     """How many pictures: as typed, or what suits the mode; within what it can show."""
     asked = "label" if given & ASKED else ""
     mode = EVALUATE if values["evaluate"] is not None else figure or asked
@@ -90,20 +86,13 @@ def _num_images(
         parser.error(f"--{mode} needs --num-images {fewest} or more")
     if count > most:
         parser.error(f"--{mode} shows at most {most} pictures, --num-images asks for more")
-    if figure == "interpolate" and "seed" in given:
-        parser.error("--seed does not go with --interpolate, which names two")
-    if figure == "film" and "batch" in given:
-        parser.error("--batch does not go with --film")
     return count
 
 
 def _steps_and_out(
-    parser: Parser,
-    values: dict,
-    given: frozenset[str],
-    figure: str | None,
+    parser: Parser, values: dict, given: frozenset[str], figure: str | None,
     denoiser: DenoiserDefaults,
-) -> dict:
+) -> dict:  # fmt: skip
     """The sampling steps and the place of what is made, where they were not typed."""
     steps, out = values["sampling_steps"], values["out"]
     if values["evaluate"] is not None:

@@ -8,7 +8,6 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from command_line.streams import CONTROLS
@@ -64,10 +63,7 @@ class Arguments:
     flags: Mapping[str, Flag]
 
     def __init__(self, values: dict, given: frozenset[str], flags: Mapping[str, Flag]) -> None:
-        self.__dict__.update(values, given=given, flags=MappingProxyType(dict(flags)))
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"arguments are frozen: {name} cannot be deleted")
+        self.__dict__.update(values, given=given, flags=flags)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"arguments are frozen: {name} cannot be set")
@@ -79,10 +75,8 @@ class Arguments:
     @property
     def mode(self) -> str:
         """TRAIN, SHOW or EVALUATE."""
-        values = self.__dict__
-        if values.get(EVALUATE) is not None:
-            return EVALUATE
-        return SHOW if values.get(SHOW) is not None else TRAIN
+        typed = (mode for mode in (EVALUATE, SHOW) if self.__dict__.get(mode) is not None)
+        return next(typed, TRAIN)
 
     def typed(self, name: str, otherwise: Any) -> Any:
         """The value of a flag where it was typed, else what is known from elsewhere."""
@@ -100,7 +94,7 @@ class Arguments:
     def settings(self) -> dict:
         """{name: value} of what makes a run what it is, to be kept in its state."""
         return {
-            name: self.__dict__[name]
+            name: getattr(self, name)
             for name, flag in self.flags.items()
             if TRAIN in flag.modes and flag.resuming is not Resuming.FORGOTTEN
         }
@@ -114,25 +108,23 @@ class Arguments:
             if getattr(self, name) != fixed[name]:
                 has = fixed[name] if fixed[name] is not None else "none"
                 raise UserError(f"{self.flags[name]}: {checkpoint} has {has}; leave it out")
-        values = {k: v for k, v in self.__dict__.items() if k not in ("given", "flags")}
-        values |= {**fixed, **{k: v for k, v in others.items() if k not in self.given}}
-        return Arguments(values, self.given, self.flags)
+        others = {name: value for name, value in others.items() if name not in self.given}
+        return Arguments({**self.__dict__, **fixed, **others}, self.given, self.flags)
 
     def resumed(self, saved: dict) -> "Arguments":
         """These arguments with the saved settings of a run; what was typed may prolong or move it.
 
         Raises UserError where something typed contradicts the run.
         """
-        values = {k: v for k, v in self.__dict__.items() if k not in ("given", "flags")}
-        # JSON has lists only; a length is either in epochs or in steps.
-        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        values = dict(self.__dict__)
         for name in self.settings():
-            flag, value = self.flags[name], kept.get(name, self.flags[name].default)
+            flag, value = self.flags[name], saved.get(name, self.flags[name].default)
+            value = tuple(value) if isinstance(value, list) else value  # JSON has lists only
             if not flag.check(value):
                 what = f"the run to resume has {str(value)[:100]}"
                 raise UserError(f"{flag}: {what}, which nobody could have typed; start a new run")
             values[name] = value
-        batch = values.get("batch")
+        batch = values["batch"]
         for name in self.given:
             typed, flag = getattr(self, name), self.flags[name]
             if flag.resuming is Resuming.FIXED and typed != values[name]:
@@ -142,9 +134,9 @@ class Arguments:
         # A length is in epochs or in steps; of a smaller batch more steps show as many images.
         if "epochs" in self.given:
             values["steps"] = None
-        elif "steps" not in self.given and values.get("steps") and values["batch"] != batch:
+        elif "steps" not in self.given and values["steps"]:
             values["steps"] = values["steps"] * batch // values["batch"]
-        if values.get("batch", 0) > (batch or 0):
+        if values["batch"] > batch:
             raise UserError(f"--batch: the run to resume has {batch}, which may only become less")
         return Arguments(values, self.given, self.flags)
 
@@ -173,25 +165,25 @@ class Parser(argparse.ArgumentParser):
         values = vars(self.parse_args(argv))
         unset = object()  # parsed again, what was not typed stays as it is put in
         again = self.parse_args(argv, argparse.Namespace(**dict.fromkeys(values, unset)))
-        given = frozenset(name for name, value in vars(again).items() if value is not unset)
-        return values, given
+        return values, frozenset(name for name, value in vars(again).items() if value is not unset)
 
-    def refuse(self, names: frozenset[str], mode: str) -> None:
-        """End with an error where any of these flags is among those that were typed."""
+    def refuse(self, names: frozenset[str], other: str) -> None:
+        """End with an error where any of these flags, which do not go with another, was typed."""
         if names:
-            self.error(f"{self.flags[min(names)]} does not go with --{mode}")
+            self.error(f"{self.flags[min(names)]} does not go with --{other}")
 
 
+@dataclass
 class Group:
     """Flags under one title, with their modes and what becomes of them on resuming.
 
     group: the argparse group, or a mutually exclusive one inside it.
     """
 
-    def __init__(
-        self, parser: Parser, group: Any, modes: frozenset[str], resuming: Resuming
-    ) -> None:
-        self.parser, self.group, self.modes, self.resuming = parser, group, modes, resuming
+    parser: Parser
+    group: Any
+    modes: frozenset[str]
+    resuming: Resuming
 
     def either(self, required: bool = False) -> "Group":
         """A group in this one, of whose flags at most one may be typed."""
@@ -205,35 +197,22 @@ class Group:
         type: Callable[[str], Any] | None = None,
         metavar: str | tuple[str, ...] | None = None,
         default: Any = None,
-        limits: str | None = None,
         otherwise: str | None = None,
         modes: frozenset[str] | None = None,
         resuming: Resuming | None = None,
         **extra: Any,
     ) -> None:
-        """Add a flag whose help ends with its limits (those of its type) and its default, or with
-        what happens otherwise, in words. modes and resuming: where not the group's."""
-        # The help.
-        notes = [limits or getattr(type, "limits", None), otherwise and f"default: {otherwise}"]
-        if default is not None:
-            written = f"{default:g}" if isinstance(default, float) else str(default)
-            notes.append(f"default {written}")
-            extra["default"] = default
-        text += f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
-
-        # argparse wants to hear of nothing that is not there.
-        if type is not None:
-            extra["type"] = type
-        if metavar is not None:
-            extra["metavar"] = metavar
+        """Add a flag whose help ends with the limits of its type and its default, or with what
+        happens otherwise, in words. modes and resuming: where not the group's. extra: as argparse
+        has it."""
+        otherwise = f"default: {otherwise}" if otherwise else None
+        otherwise = f"default {default}" if default is not None else otherwise
+        notes = "; ".join(filter(None, [getattr(type, "limits", None), otherwise]))
+        text += f" ({notes})" if notes else ""
+        given = {"type": type, "metavar": metavar, "default": default}  # not to every action
+        extra |= {key: value for key, value in given.items() if value is not None}
         action = self.group.add_argument(flag, help=text, **extra)
         self.parser.flags[action.dest] = Flag(
             action.dest, self.modes if modes is None else modes, resuming or self.resuming,
             type, extra.get("choices"), action.default,
         )  # fmt: skip
-
-    def choice(
-        self, flag: str, text: str, choices: tuple[str, ...] | list[str], default: str
-    ) -> None:
-        """Add a flag that takes one of a few names."""
-        self.add(flag, text, metavar="|".join(choices), default=default, choices=choices)

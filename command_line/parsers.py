@@ -1,22 +1,13 @@
 """The command lines of the three scripts. No torch here: --help answers at once."""
 
+from command_line import groups
 from command_line.defaults import DIGITS, ENCODER, FACES, LATENT, MNIST
 from command_line.editing import editing_flags
 from command_line.finish import finish
 from command_line.flags import ALL, SHOW, TRAIN, Arguments, Parser, Resuming
-from command_line.groups import (
-    asking_flags,
-    data_root_flags,
-    denoiser_flags,
-    images_flags,
-    machine_flags,
-    mode_flags,
-    network_flags,
-    perceptual_flags,
-    showing_flags,
-    training_flags,
-)
 from command_line.values import integer, number
+
+# fmt: off
 
 
 def parse_mnist(argv: list[str] | None = None) -> Arguments:
@@ -28,20 +19,18 @@ def parse_mnist(argv: list[str] | None = None) -> Arguments:
             "python3 mnist_diffusion.py --train",
             "python3 mnist_diffusion.py --train --resume --epochs 40",
             "python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors --sampler dpm++",
-            "python3 mnist_diffusion.py --train --condition labels",
-            "python3 mnist_diffusion.py --show checkpoints/mnist/XXX.safetensors --label 0-9",
             "python3 mnist_diffusion.py --evaluate checkpoints/mnist/XXX.safetensors",
         ],
     )
-    mode_flags(parser)
+    groups.mode_flags(parser)
     data = parser.group("data", ALL, Resuming.MOVABLE)
-    data_root_flags(data, "MNIST/raw/*.gz is; downloaded there if missing")
-    training_flags(parser, MNIST, ALL)
-    denoiser_flags(parser, MNIST, DIGITS, digits=True)
-    asking_flags(parser, digits=True)
-    showing_flags(parser, DIGITS)
+    groups.data_root_flags(data, "MNIST/raw/*.gz is; downloaded there if missing")
+    groups.training_flags(parser, MNIST, ALL)
+    groups.denoiser_flags(parser, MNIST, DIGITS, digits=True)
+    groups.asking_flags(parser, digits=True)
+    groups.showing_flags(parser, DIGITS)
     editing_flags(parser, latents=False)
-    machine_flags(parser)
+    groups.machine_flags(parser)
     values, given = parser.read(argv)
     if values["show"] is not None and "neighbours" not in given:  # the training digits
         parser.refuse(given & {"data_root"}, SHOW)
@@ -57,20 +46,17 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
             "python3 train_encoder.py",
             "python3 train_encoder.py --data path/to/pictures --size 128x96 --epochs 50",
             "python3 train_encoder.py --data synthetic --gan-weight 0 --steps 2000",
-            "python3 train_encoder.py --init checkpoints/autoencoder/AAA.safetensors --data PATH",
-            "python3 train_encoder.py --resume",
             "python3 train_encoder.py --evaluate checkpoints/autoencoder/AAA.safetensors",
         ],
     )
     # What to do, and with which images.
-    text = (
+    mode = parser.group("what to do", ALL, Resuming.FORGOTTEN)
+    mode.add("--evaluate",
         "train nothing: measure this autoencoder's reconstructions of the validation images "
         "(PSNR, SSIM, l1, rate), and draw the best and worst ones; a folder of diffusers' "
-        "AutoencoderKL needs --data and --size"
-    )
-    mode = parser.group("what to do", ALL, Resuming.FORGOTTEN)
-    mode.add("--evaluate", text, metavar="CKPT")
-    images = images_flags(parser)
+        "AutoencoderKL needs --data and --size",
+        metavar="CKPT")
+    images = groups.images_flags(parser)
     images.modes, images.resuming = frozenset({TRAIN}), Resuming.FIXED
     text = "read all images as grey, also those with colours"
     images.add("--grey", text, action="store_true")
@@ -78,25 +64,23 @@ def parse_encoder(argv: list[str] | None = None) -> Arguments:
     images.add("--no-flip", text, action="store_true")
 
     # How it is trained.
-    training_flags(parser, ENCODER, frozenset({TRAIN}))
-    network = network_flags(parser, "network and loss", ENCODER)
+    groups.training_flags(parser, ENCODER, frozenset({TRAIN}))
+    network = groups.network_flags(parser, "network and loss", ENCODER)
     network.add("--latent-channels", "channels of the latent image", integer(1, 64), "N", 3)
     text = "self-attention in the middle of encoder and decoder"
     network.add("--attention", text, action="store_true")
-    text = (
+    network.add("--freeze-encoder",
         "with --init: train the decoder alone, so that latents, and the denoisers of them, stay as "
-        "they are"
-    )
-    network.add("--freeze-encoder", text, action="store_true")
+        "they are",
+        action="store_true")
     text = "weight of the KL term, in nats per latent value"
     network.add("--kl-weight", text, number(0, 1e3), "W", 1e-4)
-    text = (
+    network.add("--gan-weight",
         "weight of the GAN term: its gradient at the decoder's output is at most W times as long "
-        "as the l2 term's; 0 trains without a discriminator"
-    )
-    network.add("--gan-weight", text, number(0, 1e3), "W", 2.0)
-    perceptual_flags(network)
-    machine_flags(parser, workers=True)
+        "as the l2 term's; 0 trains without a discriminator",
+        number(0, 1e3), "W", 2.0)
+    groups.perceptual_flags(network)
+    groups.machine_flags(parser, workers=True)
     values, given = parser.read(argv)
     args = finish(parser, values, given)
     if args.freeze_encoder and args.init is None and args.resume is None:
@@ -118,36 +102,27 @@ def parse_latent(argv: list[str] | None = None) -> Arguments:
             "python3 latent_diffusion.py --train --resume --epochs 40",
             "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors",
             "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\",
-            "    --encoder checkpoints/autoencoder/AAA.safetensors --sigma-scale 0.95 "
-            "--out low.png",
-            "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\",
             "    --inpaint face.jpg --mask glasses.png --out inpainted",
-            "python3 latent_diffusion.py --show checkpoints/denoiser/DDD.safetensors \\",
-            "    --attributes 'Smiling,-Eyeglasses' --guidance 2",
             "python3 latent_diffusion.py --evaluate checkpoints/denoiser/DDD.safetensors",
         ],
     )
     # What to do, with which encoder and images.
-    text = (
+    groups.mode_flags(parser).add("--encoder",
         "the autoencoder's checkpoint, or a folder of diffusers' AutoencoderKL; needed to begin a "
-        "training, else it may be left out while the denoiser's own is in checkpoints/autoencoder/"
-    )
-    mode_flags(parser).add("--encoder", text, metavar="CKPT|DIR", resuming=Resuming.MOVABLE)
-    text = (
+        "training, else it may be left out while the denoiser's own is in checkpoints/autoencoder/",
+        metavar="CKPT|DIR", resuming=Resuming.MOVABLE)
+    groups.images_flags(parser, of_encoder=True).add("--mirror",
         "also cache the mirror image of each training image: twice the disk, worth it for small "
-        "data sets"
-    )
-    images_flags(parser, of_encoder=True).add("--mirror", text, action="store_true",
-                                         modes=frozenset({TRAIN}),
-                                         resuming=Resuming.FIXED)  # fmt: skip
+        "data sets",
+        action="store_true", modes=frozenset({TRAIN}), resuming=Resuming.FIXED)
 
     # How it is trained and shown.
-    training_flags(parser, LATENT, ALL)
-    denoiser_flags(parser, LATENT, FACES)
-    asking_flags(parser)
-    showing_flags(parser, FACES)
+    groups.training_flags(parser, LATENT, ALL)
+    groups.denoiser_flags(parser, LATENT, FACES)
+    groups.asking_flags(parser)
+    groups.showing_flags(parser, FACES)
     editing_flags(parser, latents=True)
-    machine_flags(parser, workers=True)
+    groups.machine_flags(parser, workers=True)
     values, given = parser.read(argv)
     begins = values["train"] and values["resume"] is None and values["init"] is None
     if begins and values["encoder"] is None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -22,28 +23,21 @@ class Guarded:
         self._stream, self._plain = stream, plain
 
     def write(self, text: str) -> int:
-        try:
-            self._stream.write(text.translate(CONTROLS) if self._plain else text)
-        except RuntimeError:
-            pass  # a signal's handler speaks in the middle of another word
-        except (OSError, ValueError):
-            self._give_up()
+        self._attempt(self._stream.write, text.translate(CONTROLS) if self._plain else text)
         return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except RuntimeError:
-            pass
-        except (OSError, ValueError):
-            self._give_up()
+        self._attempt(self._stream.flush)
 
-    def _give_up(self) -> None:
-        """Point its descriptor to nowhere, so that Python's own flush at the end succeeds too."""
-        with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+    def _attempt(self, do: Callable, *words: str) -> None:
+        try:
+            do(*words)
+        except RuntimeError:
+            pass  # a signal's handler speaks in the middle of another word
+        except (OSError, ValueError):
+            # Its descriptor leads nowhere from now on, so that Python's own flush succeeds too.
+            with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -252,7 +252,7 @@ INPAINT = ["--inpaint", "i.png", "--mask", "m.png"]
         (["--reconstruct", "i.png", "--label", "1"], "--label does not go with --reconstruct"),
         (["--invert", "i.png", "--seed", "1"], "--seed does not go with --invert"),
         (["--invert", "i.png", "--num-images", "3"], "--num-images does not go with --invert"),
-        (["--invert", "i.png", "--sigma-scale", "0.9"], "but ddim with --eta 0 adds none"),
+        (["--invert", "i.png", "--sigma-scale", "0.9"], "but ddim adds none"),
         (["--invert", "a", "b", "c"], "--invert takes one picture, or two"),
     ],
 )
