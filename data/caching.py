@@ -40,13 +40,12 @@ def cache_bytes(
     datasets: Mapping[str, ImageDataset], latent_shape: tuple[int, int, int], mirror: bool
 ) -> int:
     """Bytes on disk of the cache of these data sets; latent_shape = (c, h, w)."""
-    copies = {"train": 1 + mirror, "valid": 1}
-    images = sum(copies[split] * len(dataset) for split, dataset in datasets.items())
-    return _bytes(images, latent_shape)
+    images = sum(len(indices) for *_, indices, _ in _shards(datasets, mirror))
+    return images * _bytes_each(latent_shape)
 
 
-def _bytes(images: int, latent_shape: tuple[int, ...]) -> int:
-    return images * 2 * math.prod(latent_shape) * torch.float16.itemsize
+def _bytes_each(latent_shape: tuple[int, int, int]) -> int:
+    return 2 * math.prod(latent_shape) * torch.float16.itemsize  # a mean and a logvar
 
 
 def cache_latents(
@@ -76,7 +75,12 @@ def cache_latents(
     names = {s: [name for split, *_, name in shards if split == s] for s in ("train", "valid")}
 
     missing = sum(len(indices) for *_, indices, name in shards if not (folder / name).exists())
-    _check_room(folder, _bytes(missing, latent_shape))
+    needed, free = missing * _bytes_each(latent_shape), shutil.disk_usage(folder)[2]
+    if needed > free:
+        raise UserError(
+            f"the latents need another {needed / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB "
+            "are free; make room, or choose a smaller --size"
+        )
 
     # What is there is read, for disks and copies fail: what is damaged is made again.
     digests = None
@@ -109,16 +113,6 @@ def cache_latents(
         _write_manifest(folder, names, {**(about or {}), "mirror": mirror})
     if processes:
         processes.total(0)  # the others wait for it
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    """Raise UserError where the disk has fewer bytes free, which shards that are there need not."""
-    free = shutil.disk_usage(folder)[2]
-    if needed > free:
-        raise UserError(
-            f"the latents need another {needed / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB "
-            "are free; make room, or choose a smaller --size"
-        )
 
 
 @contextmanager
@@ -196,8 +190,9 @@ def _write_manifest(
         for name in names:
             with closing(TensorFile(folder / name)) as file:
                 digests |= {name: file.metadata[DIGEST]} if DIGEST in file.metadata else {}
-                more, sums = sums_of(file) if split == "train" else (0, 0)
-                count, totals = count + more, totals + sums
+                if split == "train":
+                    more, sums = sums_of(file)
+                    count, totals = count + more, totals + sums
     if not count:
         raise UserError("none of the training images can be read (named above)")
 
