@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ class ImageDataset(Dataset):
         raise NotImplementedError
 
 
+@dataclass(eq=False)
 class FileDataset(ImageDataset):
     """Some images of an ImageFiles, resized to cover `size` = (H, W) and centre-cropped.
 
@@ -62,17 +64,12 @@ class FileDataset(ImageDataset):
     than sRGB's.
     """
 
-    def __init__(
-        self,
-        files: ImageFiles,
-        names: list[str],
-        size: tuple[int, int],
-        channels: int,
-        tally: BadFiles,
-        foreign: bool = False,
-    ) -> None:
-        self.files, self.names, self.size, self.channels = files, names, size, channels
-        self.tally, self.foreign = tally, foreign
+    files: ImageFiles
+    names: list[str]
+    size: tuple[int, int]
+    channels: int
+    tally: BadFiles
+    foreign: bool = False
 
     def __getitem__(self, i: int) -> Item:
         name = self.names[i]  # an IndexError here ends iteration: it is no damaged file
@@ -109,9 +106,8 @@ class SyntheticFaces(ImageDataset):
     def __getitem__(self, i: int) -> Item:
         if i in self._drawn:
             return i, self._drawn[i]
-        image = torch.from_numpy(draw_face(self.numbers[i], self.size)).permute(2, 0, 1)
-        if self.channels == 1:
-            image = fit(Image.fromarray(image.permute(1, 2, 0).numpy()), self.size, 1)
+        drawn = Image.fromarray(draw_face(self.numbers[i], self.size))
+        image = fit(drawn, self.size, self.channels)
         if len(self) * image.numel() <= KEEP_DRAWN:
             self._drawn[i] = image
         return i, image
@@ -134,8 +130,8 @@ def open_images(
     # Drawn faces: every twentieth is for validation.
     channels = 1 if grey else 3
     if data == "synthetic":
-        numbers = {"train": [i for i in range(NUM_SYNTHETIC) if i % 20]}
-        numbers["valid"] = [i for i in range(NUM_SYNTHETIC) if i % 20 == 0]
+        everyone = range(NUM_SYNTHETIC)
+        numbers = {"train": [i for i in everyone if i % 20], "valid": everyone[::20]}
         return {k: SyntheticFaces(v, size, channels) for k, v in numbers.items()}
 
     # CelebA has splits of its own, and one header speaks for all. A part of it may end before the
