@@ -6,23 +6,24 @@ A source is CelebA's aligned faces, a folder, zip or tars of images, or drawn fa
 import hashlib
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
+from tqdm import tqdm
 
 from common.errors import UserError
 from common.machine import cores
-from data import scan
 from data.celeba import find_celeba
 from data.damage import BadFiles, Unreadable
-from data.decoding import PREPARED, fit
-from data.image_files import ImageFiles
+from data.decoding import PREPARED, fit, foreign_profile
+from data.image_files import SUFFIXES, ImageFiles
 from data.synthetic import draw_face
 
 NUM_SYNTHETIC = 10_000  # drawn faces in --data synthetic
@@ -144,7 +145,7 @@ def open_images(
         tally = BadFiles(len(files.stamps) + len(files.refused))
         tally.add(files.refused)
         with suppress(Unreadable), files.open(splits["train"][0]) as image:
-            scan.warn_enlarged([image.size], size)
+            _warn_enlarged([image.size], size)
 
     # Anybody's images: they may be of any size, grey or damaged.
     else:
@@ -152,9 +153,9 @@ def open_images(
             raise UserError("--data '': no such folder, zip or tar")
         files = ImageFiles(data)
         tally = BadFiles(len(files.stamps) + len(files.refused))
-        headers = scan.readable(files, size, tally)
+        headers = _readable(files, size, tally)
         splits = split_by_hash(list(headers), files.depth)
-        channels = 1 if grey else scan.num_channels(headers.values())
+        channels = 1 if grey else _num_channels(headers.values())
         foreign = any(header.foreign for header in headers.values())
     return {
         k: FileDataset(files, v, size, channels, tally, foreign) for k, v in splits.items() if v
@@ -175,3 +176,63 @@ def split_by_hash(names: list[str], depth: int | None = None) -> dict[str, list[
     valid = [n for n in names if n in chosen] or sorted(names)[:1]
     held_out = set(valid)
     return {"train": [n for n in names if n not in held_out] or valid, "valid": valid}
+
+
+# ---- What somebody's pictures are, found in their headers ----------------------------------------
+
+
+class _Header(NamedTuple):
+    """Of a picture file. size: (width, height). foreign: whether its colours are not sRGB's."""
+
+    mode: str
+    size: tuple[int, int]
+    foreign: bool
+
+
+def _readable(files: ImageFiles, size: tuple[int, int], tally: BadFiles) -> dict[str, _Header]:
+    """{name: _Header} of all files that can be read; the rest goes to the tally. Says how many are
+    smaller than size (H, W). Raises UserError where there are none."""
+    # Say which files are not even tried: HEIC photographs, for example.
+    if files.left_out:
+        endings = files.left_out.most_common(5)
+        counts = ", ".join(f"{n} {suffix or 'without ending'}" for suffix, n in endings)
+        print(f"note: not read, by their endings: {counts}")
+    tally.add(files.refused)
+
+    # Headers only: decoding all images would take minutes.
+    headers: dict[str, _Header] = {}
+    for name in tqdm(files.stamps, desc="reading headers", unit="images", delay=1, leave=False):
+        try:
+            with files.open(name) as image:
+                headers[name] = _Header(image.mode, image.size, foreign_profile(image) is not None)
+        except Unreadable as error:
+            tally.add({name: str(error)})
+    if not headers:
+        raise UserError(
+            f"no readable image in {files.path}; looked for {', '.join(sorted(SUFFIXES))}"
+        )
+    _warn_enlarged([header.size for header in headers.values()], size)
+    return headers
+
+
+def _num_channels(headers: Collection[_Header]) -> int:
+    """1 if all are grey, else 3, which is said where it is because of some."""
+    grey = "1", "L", "LA", "La", "I", "F"  # and the kinds of I, such as I;16
+    colourful = sum(header.mode.split(";")[0] not in grey for header in headers)
+    if 0 < colourful < len(headers):
+        print(
+            f"note: {colourful} of {len(headers)} images have colours, so all are read as RGB; a "
+            "training with --grey reads all as grey"
+        )
+    return 3 if colourful else 1
+
+
+def _warn_enlarged(sizes: Collection[tuple[int, int]], size: tuple[int, int]) -> None:
+    """Say how many images of these sizes (width, height) are smaller than size = (H, W), if any."""
+    small = sum(width < size[1] or height < size[0] for width, height in sizes)
+    if small:
+        share = f"{small} of {len(sizes)} images are" if len(sizes) > 1 else "the images are"
+        print(
+            f"warning: {share} smaller than {size[0]}x{size[1]} (height x width) and are "
+            "enlarged; a smaller --size keeps them sharp"
+        )
