@@ -1,24 +1,23 @@
 """Values that are typed: argparse types that know their limits in words."""
 
 import argparse
-import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 from common.choices import DENOISER_LEVELS, MOST_PIXELS, PICTURES
 
 
 def integer(low: int, high: int, multiple: int = 1) -> Callable[[str], int]:
     """A whole number in [low, high], divisible by multiple."""
+    limits = f"{low:,} to {high:,}" + f", a multiple of {multiple}" * (multiple > 1)
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number from {low} to {high}")
-        if int(text) % multiple:
-            raise argparse.ArgumentTypeError(f"{text} is no multiple of {multiple}")
+        whole = re.fullmatch(r"[+-]?\d+", text)
+        if not whole or not low <= int(text) <= high or int(text) % multiple:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {limits}")
         return int(text)
 
-    limits = f"{low:,} to {high:,}" + f", a multiple of {multiple}" * (multiple > 1)
     return _limited(parse, limits)
 
 
@@ -29,16 +28,14 @@ def number(
     ends = f"{low:g} {'to below' if open_high else 'to'} {high:,.10g}"
 
     def parse(text: str) -> float:
-        try:
+        with suppress(ValueError):
             value = float(text)
-        except ValueError:
-            value = math.nan
-        above = low < value if open_low else low <= value
-        below = value < high if open_high else value <= high
-        if not (above and below):
-            words = f"{'above' if open_low else 'from'} {ends}"
-            raise argparse.ArgumentTypeError(f"{text} is no number {words}")
-        return value
+            above = low < value if open_low else low <= value
+            if above and (value < high if open_high else value <= high):
+                return value
+        raise argparse.ArgumentTypeError(
+            f"{text} is no number {'above' if open_low else 'from'} {ends}"
+        )
 
     return _limited(parse, "above " * open_low + ends)
 

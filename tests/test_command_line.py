@@ -243,7 +243,7 @@ INPAINT = ["--inpaint", "i.png", "--mask", "m.png"]
         ([*INPAINT, "--sampler", "dpm++"], "--inpaint does each step anew, but dpm++ builds on"),
         ([*INPAINT, "--out", "a.jpg"], "--inpaint makes a .png, but --out is a.jpg"),
         ([*INPAINT, "--num-images", "101"], "--inpaint shows at most 100 pictures"),
-        ([*INPAINT, "--resampling", "0"], "0 is no whole number from 1 to 1000"),
+        ([*INPAINT, "--resampling", "0"], "0 is no whole number from 1 to 1,000"),
         (["--vary", "i.png", "--strength", "0"], "0 is no number above 0 to 1"),
         (["--vary", "i.png", "--strength", "0.5", "1.01"], "1.01 is no number above 0 to 1"),
         (["--vary", "i.png", "--strength", "nan"], "nan is no number above 0 to 1"),
