@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable
 import torch
 from torch.utils.data import DataLoader
 
+from common.errors import UserError
 from data.images import ImageDataset, Item
 
 LINGER = 20  # seconds for which a process that decodes images outlives a SIGTERM
@@ -19,7 +20,7 @@ def load_batches(
 
     Unreadable images are left out and reported to dataset.tally; B can be smaller, and 0 only with
     empty, otherwise such a batch is passed over. Raises UserError when they are more than the tally
-    allows.
+    allows, or batches without end bring nothing.
     workers: processes that read ahead; 0: threads of this one, which do not.
     pin_memory: for images that go to a CUDA GPU as they are.
     Close it (contextlib.closing) when it is not read to its end: that ends the workers in order.
@@ -36,10 +37,15 @@ def load_batches(
         pin_memory=pin_memory,
     )
 
+    # Batches without a readable image are passed over, but not for ever.
+    in_vain: set[int] = set()  # unreadable ones since the last readable one
     nothing = torch.empty(0, dataset.channels, *dataset.size, dtype=torch.uint8)
     for images, good, bad in loader:
         if bad:
             dataset.tally.add({dataset.names[i]: reason for i, reason in bad.items()})
+        if not good and len(in_vain) == len(dataset):
+            raise UserError(f"none of the {len(dataset)} images can be read (named above)")
+        in_vain = set() if good else in_vain.union(bad)
         if good or empty:
             yield (images if good else nothing), good
 

@@ -1,5 +1,7 @@
 """Batches: bad files left out, the same from threads and workers."""
 
+import itertools
+
 import pytest
 import torch
 from helpers import write_images
@@ -46,6 +48,20 @@ def test_stops_when_none_is_left(tmp_path):
     )
     with pytest.raises(ValueError, match="2 of 2 images cannot be read"):
         list(load_batches(dataset, [[0], [1]], 0))
+
+
+def test_batches_without_end_that_bring_nothing_stop(tmp_path):
+    """Where the tally, of all splits, still allows it."""
+    bad_files(tmp_path)
+    names = ["short.png", "short.jpg"]
+    dataset = FileDataset(ImageFiles(tmp_path), names, (16, 16), 3, BadFiles(9))
+    assert list(load_batches(dataset, [[0], [1]], 0)) == []
+    with pytest.raises(ValueError, match="none of the 2 images can be read"):
+        next(load_batches(dataset, itertools.cycle([[0], [1]]), 0))
+    write_images(tmp_path, 1)
+    dataset = FileDataset(ImageFiles(tmp_path), [*names, "00.png"], (16, 16), 3, BadFiles(9))
+    batches = load_batches(dataset, itertools.cycle([[0], [0], [1], [1], [0], [2]]), 0)
+    assert [next(batches)[1] for _ in range(3)] == [[2]] * 3
 
 
 def test_workers_read_a_zip_that_the_parent_has_open(tmp_path):
