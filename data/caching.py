@@ -75,12 +75,7 @@ def cache_latents(
     names = {s: [name for split, *_, name in shards if split == s] for s in ("train", "valid")}
 
     missing = sum(len(indices) for *_, indices, name in shards if not (folder / name).exists())
-    needed, free = missing * _bytes_each(latent_shape), shutil.disk_usage(folder)[2]
-    if needed > free:
-        raise UserError(
-            f"the latents need another {needed / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB "
-            "are free; make room, or choose a smaller --size"
-        )
+    _check_room(folder, missing * _bytes_each(latent_shape))
 
     # What is there is read, for disks and copies fail: what is damaged is made again.
     digests = None
@@ -113,6 +108,16 @@ def cache_latents(
         _write_manifest(folder, names, {**(about or {}), "mirror": mirror})
     if processes:
         processes.total(0)  # the others wait for it
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Raise UserError where the disk has fewer bytes free, which shards that are there need not."""
+    free = shutil.disk_usage(folder)[2]
+    if needed > free:
+        raise UserError(
+            f"the latents need another {needed / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB "
+            "are free; make room, or choose a smaller --size"
+        )
 
 
 @contextmanager
