@@ -24,10 +24,14 @@ from data.celeba import find_celeba
 from data.damage import BadFiles, Unreadable
 from data.decoding import PREPARED, fit, foreign_profile
 from data.image_files import SUFFIXES, ImageFiles
+from data.order import fixed_sample
 from data.synthetic import draw_face
 
 NUM_SYNTHETIC = 10_000  # drawn faces in --data synthetic
 KEEP_DRAWN = 2**28  # bytes: drawn faces are kept in memory up to this
+
+LOOKED_AT = 16  # pictures
+LEAST_CONTRAST = 24  # from a picture's darkest to its lightest value: less is as good as uniform
 
 _threads = ThreadPoolExecutor(cores())
 
@@ -157,9 +161,11 @@ def open_images(
         splits = split_by_hash(list(headers), files.depth)
         channels = 1 if grey else _num_channels(headers.values())
         foreign = any(header.foreign for header in headers.values())
-    return {
+    found: dict[str, ImageDataset] = {
         k: FileDataset(files, v, size, channels, tally, foreign) for k, v in splits.items() if v
     }
+    _warn_uniform(found["train"])
+    return found
 
 
 def split_by_hash(names: list[str], depth: int | None = None) -> dict[str, list[str]]:
@@ -225,6 +231,20 @@ def _num_channels(headers: Collection[_Header]) -> int:
             "training with --grey reads all as grey"
         )
     return 3 if colourful else 1
+
+
+def _warn_uniform(images: ImageDataset) -> None:
+    """Say it where pictures, a fixed sample of them, come out with next to no contrast: those of 12
+    bits in files of 16 are all but black, and wholly transparent ones are white."""
+    sample = [images[i][1] for i in fixed_sample(len(images), LOOKED_AT).tolist()]
+    ends = [(int(x.min()), int(x.max())) for x in sample if isinstance(x, torch.Tensor)]
+    flat = [(low, high) for low, high in ends if high - low < LEAST_CONTRAST]
+    if flat:
+        low, high = min(low for low, _ in flat), max(high for _, high in flat)
+        print(
+            f"warning: {len(flat)} of {len(ends)} images looked at are all but uniform, with "
+            f"values from {low} to {high} of 255; nothing can be learnt from such"
+        )
 
 
 def _warn_enlarged(sizes: Collection[tuple[int, int]], size: tuple[int, int]) -> None:

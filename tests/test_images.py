@@ -274,3 +274,17 @@ def test_threads_decode_a_batch_in_its_order(tmp_path):
     assert [i for i, _ in items] == indices
     assert all(torch.equal(image, dataset[i][1]) for i, image in items)
     assert dataset.__getitems__([2])[0][0] == 2
+
+
+def test_pictures_without_contrast_are_warned_of(tmp_path, capsys):
+    """12 bits in 16 are all but black, and what is wholly transparent is white."""
+    for i in range(20):
+        ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+        Image.fromarray(ramp * 16).save(tmp_path / f"{i}.png")
+    open_images(str(tmp_path), None, (16, 16))
+    said = capsys.readouterr().out
+    assert "warning: 16 of 16 images looked at are all but uniform, with values from 0 to 1" in said
+    for path in tmp_path.iterdir():
+        Image.new("RGBA", (16, 16), (i, 0, 0, 0)).save(path)
+    open_images(str(tmp_path), None, (16, 16))
+    assert "with values from 255 to 255 of 255" in capsys.readouterr().out
