@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from command_line.streams import CONTROLS
 from common.errors import UserError
+from common.version import NAME, __version__
 
 TRAIN, SHOW, EVALUATE = "train", "show", "evaluate"
 ALL = frozenset({TRAIN, SHOW, EVALUATE})
@@ -151,6 +152,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.add_argument("--version", action="version", version=f"{NAME} {__version__}")
         self.flags: dict[str, Flag] = {}
 
     def error(self, message: str) -> NoReturn:

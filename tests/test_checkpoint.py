@@ -28,6 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from common.errors import DamagedError, UnreadableError, UserError
+from common.version import NAME, __version__
 from data.tensor_files import TensorFile, write_tensors
 from generation.pipeline import load_denoiser
 from models.autoencoder import AutoencoderConfig, AutoencoderKL
@@ -63,6 +64,7 @@ def test_metadata_is_json_with_a_version(tmp_path):
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         metadata = file.metadata()
     assert metadata["format"] == "pt" and metadata["version"] == "1"
+    assert metadata["written_by"] == f"{NAME} {__version__}"
     assert json.loads(metadata["facts"]) == FACTS
     assert json.loads(metadata["config"])["channels"] == [8, 16, 16]
 

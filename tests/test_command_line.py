@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import ROOT
 
 from command_line import editing, finish
 from command_line.defaults import default_size
@@ -15,6 +16,7 @@ from command_line.flags import ALL, EVALUATE, SHOW, TRAIN, Resuming
 from command_line.parsers import parse_encoder, parse_latent, parse_mnist
 from common import choices
 from common.errors import UserError
+from common.version import NAME, __version__
 
 # What begins each mode of each script.
 MODES = {
@@ -429,3 +431,14 @@ def test_a_run_that_may_be_started_anew_has_a_name_by_which_it_is_found(monkeypa
     with pytest.raises(SystemExit):
         parse_mnist(["--train"])
     assert "--max-restarts needs --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parse", [parse_mnist, parse_encoder, parse_latent])
+def test_the_version_is_said_and_is_that_of_the_release(parse, capsys):
+    """By every script, in CHANGELOG.md and in CITATION.cff."""
+    with pytest.raises(SystemExit) as end:
+        parse(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"{NAME} {__version__}\n"
+    assert f"\n## {__version__}, " in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -1,7 +1,8 @@
 """Checkpoints and training states: safetensors with JSON in the metadata, and no pickle.
 
-A checkpoint is {"format": "pt", "version": "1", "config": .., "facts": ..}: what the network is,
-and what whoever uses it has to know. A state is a nested dict of tensors and plain values.
+A checkpoint is {"format": "pt", "version": "1", "config": .., "facts": .., "written_by": ..}: what
+the network is, what whoever uses it has to know, and the version of this code. A state is a nested
+dict of tensors and plain values.
 """
 
 import json
@@ -20,6 +21,7 @@ from torch import nn
 from common.choices import MOST_PIXELS, PREDICTIONS, SCHEDULES
 from common.errors import AbsentError, DamagedError, UserError, short
 from common.files import first_line, parse_json, reading
+from common.version import NAME, __version__
 from data import tensor_files
 from data.images import ImageDataset
 from data.latents import NUMBER, STATS
@@ -29,7 +31,7 @@ from models.classifier import Classifier, ClassifierConfig
 from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.unet import UNet, UNetConfig
 
-VERSION = "1"
+VERSION = "1"  # of the format
 HALVES = torch.float16, torch.bfloat16  # of which float32 is made
 MALFORMED = AttributeError, KeyError, TypeError, ValueError, RecursionError  # of trees in JSON
 NOT_FINITE_ADVICE = (
@@ -300,6 +302,7 @@ def _write(path: str | Path, tensors: dict[str, torch.Tensor], config: dict, fac
     if bad:  # nothing could go on from it, and it might take the place of one that is good
         raise UserError(f"{path} is not saved: {bad[0]} is not finite; {NOT_FINITE_ADVICE}")
     texts = {"config": json.dumps(config), "facts": json.dumps(facts, allow_nan=False)}
+    texts["written_by"] = f"{NAME} {__version__}"
     write_tensors(path, tensors, {"format": "pt", "version": VERSION, **texts})
 
 
