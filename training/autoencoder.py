@@ -33,7 +33,6 @@ from training.codec import reconstruct
 from training.ema import EMA
 from training.fidelity import gradient_magnitude, psnr
 from training.optimizer import Optimizer
-from training.page import keep_small
 from training.pretrained import mean_loss
 from training.progress import parameters, weight_norms
 from training.records import read_metrics
@@ -319,7 +318,6 @@ def draw_figures(run: Run, learner: AutoencoderLearner, valid: torch.Tensor) -> 
     title = f"{run.name}: reconstructions, {score:.2f} dB on {len(valid)} validation images"
     rows = {"original": x, "reconstruction": x_hat}
     figures.image_rows(run.fig / "reconstructions.png", rows, title)
-    keep_small(run.fig / "reconstructions.png", run.done)
     figures.latent_statistics(run.fig / "latents.png", posterior.mean, posterior.logvar)
 
     # The curves, and what the discriminator believes.

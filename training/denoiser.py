@@ -22,7 +22,6 @@ from training import figures
 from training.codec import Codec
 from training.ema import EMA
 from training.optimizer import Optimizer
-from training.page import keep_small
 from training.progress import Progress, parameters
 from training.records import read_metrics
 from training.run import LAST_FIGURE, NUM_VALID, Run
@@ -228,7 +227,6 @@ def draw_figures(run: Run, learner: DenoiserLearner, data: DenoiserData) -> None
             grids[name] = data.codec.decode(x0)
     title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
     figures.side_by_side(run.fig / "samples.png", grids, title)
-    keep_small(run.fig / "samples.png", run.done)
 
     # The curves, from the run's records; last, as Run wants it.
     records = read_metrics(run.metrics, run.name)

@@ -23,7 +23,6 @@ from models.draws import Draws
 from training import checkpoint, distributed
 from training.logs import Log
 from training.optimizer import LrSchedule, Optimizer
-from training.page import Page
 from training.progress import Progress, dispensable, file_size, told
 from training.resuming import in_batches_of, load_checked, lock_run
 from training.runtime import Runtime
@@ -115,8 +114,6 @@ class Run:
         self.done = self._saved_done = self.start
         self._dispensing = False
         self._log = Log(settings.get("log", "none") * self.is_first, self.fig, self.start)
-        about = {**self.settings, "machine": str(runtime)}
-        self._page = Page(self.fig, steps, order.batch, about)
 
     def take(self, parts: dict[str, Any], networks: dict[str, nn.Module], facts: dict) -> None:
         """Save these from now on; in a resumed run, bring them to where it was.
@@ -184,8 +181,6 @@ class Run:
             raise
         finally:
             self._log.close()
-            if self.is_first:
-                self._page.write(self.done, goes_on=False)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             if self._lock:
@@ -272,7 +267,6 @@ class Run:
                 tqdm.write(told("checkpoint", path))
         if self.figures_due(done) and not self._stop:
             self._draw(draw)
-        self._page.refresh(done)
 
     def catch_up(self, draw: Callable[[], None]) -> None:
         """Before a resumed run goes on: what was due after its last state and is not there."""
@@ -296,7 +290,6 @@ class Run:
                     write_atomic(self.fig.parent / path.name, partial(shutil.copyfile, path))
         self._dispensing = False
         self._log.figures(self.done)
-        self._page.write(self.done)
 
     def _end(self, done: int) -> None:
         """Save what there is, and stop."""
