@@ -101,7 +101,7 @@ def left(folder):
         if path.name == "metrics.jsonl":
             records = map(json.loads, content.splitlines())
             content = [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
-        if path.name != "log.txt":
+        if path.name != "log.txt" and path.suffix != ".tmp":  # those go after a day
             found[path.relative_to(folder).as_posix()] = content
     return found
 

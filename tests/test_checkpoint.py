@@ -80,17 +80,14 @@ def test_attention_is_said_only_where_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(("network", "config", "text"), [
-    (0, {"attention_levels": [2]}, "down_blocks.2.attentions.0.group_norm.weight is missing"),
+    (0, {"attention_levels": [2]}, "down_blocks.2.attentions.0.group_norm.weight"),
     (0, {"attention_levels": [3]}, "attention is at levels from 0 to 2"),
     (0, {"attention_levels": [0, 0]}, "attention is at levels from 0 to 2"),
-    (0, {"attention_levels": [30]}, "attention_levels of its config is"),
-    (0, {"attention_levels": True}, "attention_levels of its config is"),
-    (0, {"attention": True}, "its config has the fields"),
+    (0, {"attention": True}, "unexpected keyword argument 'attention'"),
     (1, {"channels": [7, 16], "groups": 1}, "attention needs widths that are multiples of 7"),
-    (1, {"attention_levels": [1]}, "attentions.0.group_norm.bias is not of this network"),
-    (2, {"attention": True}, "encoder.mid_block.attentions.0.group_norm.weight is missing"),
-    (2, {"attention": 1}, "attention of its config is 1"),
-    (3, {"attention": False}, "group_norm.bias is not of this network"),
+    (1, {"attention_levels": [1]}, "Unexpected key"),
+    (2, {"attention": True}, "encoder.mid_block.attentions.0.group_norm.weight"),
+    (3, {"attention": False}, "Unexpected key"),
 ])  # fmt: skip
 def test_attention_that_the_tensors_have_not_is_refused(tmp_path, network, config, text):
     path, model = tmp_path / "m.safetensors", NETWORKS[network]
@@ -366,29 +363,14 @@ def save_tensors(path, tensors):
     save_file(tensors, path, metadata)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
-def test_wrapped_networks_are_told(tmp_path, prefix):
-    path = tmp_path / "m.safetensors"
-    save_tensors(path, {prefix + k: v for k, v in small_unet().state_dict().items()})
-    with pytest.raises(UserError, match=f"m.safetensors does not fit .* keys begin with {prefix}"):
-        load_model(path, "UNet")
-
-
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (
-            lambda t: t.update({"conv_in.bias": torch.zeros(9)}),
-            "conv_in.bias is .9,. .*8,.* needed",
-        ),
-        (
-            lambda t: t.update({"conv_in.bias": torch.zeros(8).double()}),
-            "conv_in.bias is .*float64",
-        ),
-        (lambda t: t.pop("conv_in.bias"), "conv_in.bias is missing"),
-        (lambda t: t.update({"y" * 10**6: torch.zeros(1)}), "yyy... is not of this network"),
+        (lambda t: t.update({"conv_in.bias": torch.zeros(9)}), "size mismatch for conv_in.bias"),
+        (lambda t: t.pop("conv_in.bias"), r'Missing key\(s\) in state_dict: "conv_in.bias"'),
+        (lambda t: t.update({"y" * 10**6: torch.zeros(1)}), r"Unexpected key\(s\).*yyy"),
         (lambda t: t["conv_in.bias"].fill_(torch.nan), "conv_in.bias is not finite"),
-        (lambda t: t.clear(), "of more blocks than its 0 tensors can be"),
+        (lambda t: t.clear(), "of more blocks than 0 tensors can be"),
     ],
 )
 def test_other_tensors_are_told_by_name(tmp_path, change, text):
@@ -411,18 +393,6 @@ def test_reading_draws_no_more_random_numbers_than_it_did(tmp_path):
     torch.manual_seed(0)
     small_unet()
     assert torch.equal(torch.get_rng_state(), after)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("step", -1), ("step", True), ("begun_as", 1.5), ("fall_start", "x"), ("begun_as", None),
-     ("folder", 3), ("settings", []), ("settings", {}), ("ids", {"data": 7}), ("configs", 0)],
-)  # fmt: skip
-def test_fields_of_a_state_are_checked(tmp_path, name, value):
-    path = tmp_path / "run.state"
-    save_state(path, {**RUN, name: value})
-    with pytest.raises(DamagedError, match=rf"run.state is damaged \(its {name} is "):
-        load_state(path)
 
 
 def test_needed_facts_are_asked_for(tmp_path):

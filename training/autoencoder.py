@@ -36,7 +36,7 @@ from training.optimizer import Optimizer
 from training.pretrained import mean_loss
 from training.progress import parameters, weight_norms
 from training.records import read_metrics
-from training.run import LAST_FIGURE, NUM_VALID, Run
+from training.run import NUM_VALID, Run
 from training.runtime import Runtime
 
 # By fractions of the length with which the run was begun, so that a short one passes through all of
@@ -339,4 +339,4 @@ def draw_figures(run: Run, learner: AutoencoderLearner, valid: torch.Tensor) -> 
             )
         title = f"{run.name}: the discriminator's confidence per patch, with its mean above"
         figures.confidences(run.fig / "confidences.png", title, x, x_hat, real, fake)
-    figures.curves(run.fig / LAST_FIGURE, read_metrics(run.metrics, run.name), panels)
+    figures.curves(run.fig / "losses.png", read_metrics(run.metrics, run.name), panels)

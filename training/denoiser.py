@@ -24,7 +24,7 @@ from training.ema import EMA
 from training.optimizer import Optimizer
 from training.progress import Progress, parameters
 from training.records import read_metrics
-from training.run import LAST_FIGURE, NUM_VALID, Run
+from training.run import NUM_VALID, Run
 from training.runtime import Runtime
 
 NUM_BANDS = 10  # of t, in metrics and figures
@@ -228,14 +228,14 @@ def draw_figures(run: Run, learner: DenoiserLearner, data: DenoiserData) -> None
     title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
     figures.side_by_side(run.fig / "samples.png", grids, title)
 
-    # The curves, from the run's records; last, as Run wants it.
+    # The curves, from the run's records.
     records = read_metrics(run.metrics, run.name)
     panels = {
         "squared error of eps_hat": ["loss", "valid_raw", "valid_ema"],
         "gradient norm before clipping": ["gradient_norm"],
     }
     figures.bands(run.fig / "bands.png", records, scheduler.num_steps)
-    figures.curves(run.fig / LAST_FIGURE, records, panels)
+    figures.curves(run.fig / "losses.png", records, panels)
 
 
 @torch.no_grad()
