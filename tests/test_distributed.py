@@ -189,9 +189,10 @@ def test_a_perceptual_loss_is_learnt_alike_by_one_and_two(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pretrained, "_here", lambda name: name == "squeezenet" or not is_first())
         patch.setattr(pretrained, "efficientnet_path", lambda: None)
-        patch.setattr(pretrained, "_download", lambda kind: (_ for _ in ()).throw(UserError(kind)))
+        patch.setattr(torch.hub, "get_dir", lambda: "nowhere")
+        patch.setattr(torch.hub, "download_url_to_file", lambda *_, **more: 1 / 0)
         found = together(2, pretrained.load_perceptual, "auto")
-    assert [str(error) for error in found] == ["squeezenet1_1"] * 2
+    assert all("squeezenet1_1" in str(error) for error in found)
 
 
 @needs_fork

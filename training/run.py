@@ -118,7 +118,7 @@ class Run:
             try:
                 for name, part in parts.items():
                     part.load_state_dict(self._state[name])
-            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+            except Exception:  # whatever it is that does not fit
                 what = f"{self.state_path} does not fit the networks and optimizers of its run"
                 raise UserError(f"{what}; start a new run") from None
             self._state = None  # its tensors are no longer needed
@@ -264,8 +264,6 @@ class Run:
         """Save what there is, and stop."""
         if self.is_first:
             self.save_state(done)
-            if not self.save_due(done):
-                self.series.save_stopped(done, self.epoch(done))
         distributed.total(0)  # until the first has saved: torchrun ends all when one has ended
         tqdm.write(f"stopped after step {done}; --resume goes on from there")
         if self._stop == signal.SIGINT:
