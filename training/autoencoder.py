@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.files import make_folder, remove_leftovers
 from data.batches import load_batches
 from data.images import ImageDataset
 from data.order import fixed_sample
@@ -89,7 +88,7 @@ class AutoencoderLearner:
         self.parts: dict[str, Any] = {
             "model": self.model, "ema": self.ema.model, "optimizer": self.optimizer
         }  # fmt: skip
-        if disc is not None:
+        if disc:
             self.disc = runtime.place(disc).train()
             self.discriminate = runtime.compiled(self.disc)
             self.disc_optimizer = Optimizer(self.disc, "adamw", lr, runtime, betas=(0.5, 0.9))
@@ -143,7 +142,7 @@ class AutoencoderLearner:
             metrics["loss_perceptual"] = sums[2]
 
         # Discriminator: on the same reconstructions.
-        if self.disc is not None and phase.disc_learns:
+        if self.disc and phase.disc_learns:
             metrics |= self._discriminator_step(images, x_hats, shares)
         return metrics
 
@@ -218,14 +217,12 @@ def train(
     """
     # What is fixed for the whole run.
     networks: dict[str, nn.Module] = {run.folder.name: learner.ema.model}
-    if learner.disc is not None:
-        networks["discriminator"] = learner.disc
+    trained = {"encoder": learner.model.encoder, "decoder": learner.model.decoder}
+    if learner.disc:
+        networks["discriminator"] = trained["disc"] = learner.disc
     run.take(learner.parts, networks, facts)
     announce(run, learner, images, disc_start)
     valid = fixed_images(images)
-    trained = {"encoder": learner.model.encoder, "decoder": learner.model.decoder}
-    if learner.disc is not None:
-        trained["disc"] = learner.disc
     runtime, wanted = learner.runtime, run.order.since(run.start, run.places)
     batches = load_batches(images["train"], wanted, runtime.workers, runtime.on_gpu, empty=True)
     tally = images["train"].tally
@@ -262,19 +259,15 @@ def announce(
     run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset], disc_start: float
 ) -> None:
     """Say what is going to happen."""
-    discriminator, train = "none", images["train"]
-    seen = f"in features of {run.settings['perceptual_network']}, trained on ImageNet"
-    if learner.disc is not None:
-        first = math.ceil(disc_start * run.phases) + 1
-        discriminator = f"{parameters(learner.disc)}, from step {first} on"
-        make_folder("checkpoints/discriminator")
-        remove_leftovers("checkpoints/discriminator")
+    train, disc = images["train"], learner.disc
+    first = math.ceil(disc_start * run.phases) + 1
+    network = run.settings["perceptual_network"]
     run.announce(
         data=f"{run.settings['data']}, {len(train)} training and {len(images['valid'])} validation "
         f"images of {'x'.join(map(str, train.size))}, {train.channels} channels",
         network=f"AutoencoderKL, {parameters(learner.model)}",
-        discriminator=discriminator,
-        **({"perceptual": seen} if learner.perceptual else {}),
+        discriminator=f"{parameters(disc)}, from step {first} on" if disc else "none",
+        perceptual=f"in features of {network}" if learner.perceptual else "none",
     )
 
 
