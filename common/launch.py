@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from common.errors import UserError
 
-NEEDED = "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+NEEDED = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,12 @@ def launched() -> Launch:
     size = os.environ.get("WORLD_SIZE", "")
     if size in ("", "0", "1"):
         return Launch()
-    missing = [name for name in NEEDED if not os.environ.get(name)]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE is {size}, but {missing[0]} is not set; start several processes with "
-            "torchrun, or unset WORLD_SIZE"
-        )
-    numbers = [os.environ["RANK"], size, os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"]]
+    numbers = [os.environ.get(name, "") for name in NEEDED]
     if not all(map(str.isdecimal, numbers)):
-        raise UserError("WORLD_SIZE and the ranks must be numbers, as torchrun has them")
+        raise UserError(
+            f"WORLD_SIZE is {size}, but {', '.join(NEEDED)} are not all numbers; start several "
+            "processes with torchrun, or unset WORLD_SIZE"
+        )
     return Launch(*map(int, numbers))
 
 
@@ -46,10 +43,6 @@ def is_first() -> bool:
     return launched().rank == 0
 
 
-def _is_first_here() -> bool:
-    return launched().local_rank == 0
-
-
 # Whether this process may tell an error: the first in which one happens. Processes that have met
 # agree about it (training/distributed.py); until then, one of each machine may.
-tells_errors: list[Callable[[], bool]] = [_is_first_here]
+tells_errors: list[Callable[[], bool]] = [lambda: launched().local_rank == 0]

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -137,7 +138,7 @@ def assert_alike(one, other, rounding=1e-3):
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, no_figures):
     """Whatever started the tests."""
-    for name in ("WORLD_SIZE", *launch.NEEDED):
+    for name in launch.NEEDED:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -346,12 +347,10 @@ def test_what_torchrun_says_is_read(monkeypatch):
     assert launched() == Launch() and str(launched()) == ""
     set_launch(monkeypatch, 3, 8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2)
     assert launched() == Launch(3, 8, 1, 2) and str(launched()) == "rank 3: "
-    monkeypatch.setenv("RANK", "x")
-    with pytest.raises(UserError, match="must be numbers"):
-        launched()
-    monkeypatch.delenv("RANK")
-    with pytest.raises(UserError, match="but RANK is not set; start several processes with torch"):
-        launched()
+    for change in (partial(monkeypatch.setenv, "RANK", "x"), partial(monkeypatch.delenv, "RANK")):
+        change()
+        with pytest.raises(UserError, match="are not all numbers; start several processes with"):
+            launched()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert launched() == Launch()
 
@@ -384,7 +383,6 @@ def test_a_process_that_is_gone_is_missed_at_once():
     began = time.monotonic()
     results = together(3, lose_a_peer)
     assert [type(result) for result in results] == [PeerLostError, EOFError, PeerLostError]
-    assert "gloo" not in str(results[0])
     assert time.monotonic() - began < 20
 
 

@@ -138,7 +138,11 @@ def report(
     run: Run, learner: DenoiserLearner, data: DenoiserData, progress: Progress, means: dict
 ) -> None:
     """Validate where that is due, and write a record."""
-    validation = validate_both(learner, data) if run.validate_due(progress.done) else {}
+    validation = {}
+    if run.validate_due(progress.done):
+        for name, network in (("raw", learner.model), ("ema", learner.ema.model)):
+            loss = validate(network, learner.scheduler, data, learner.runtime)
+            validation[f"valid_{name}"] = loss
     run.valid_loss = validation.get("valid_ema")
     counts = zip(means.pop("band_sum", []), means.pop("band_count", []), strict=True)
     means["band_loss"] = [s / c if c else None for s, c in counts]
@@ -170,15 +174,6 @@ def metrics(
         "loss": losses.mean(),
         "band_sum": zeros.index_add(0, band, losses),
         "band_count": zeros.index_add(0, band, count),
-    }
-
-
-def validate_both(learner: DenoiserLearner, data: DenoiserData) -> dict[str, float]:
-    """The validation losses of the raw and of the averaged weights."""
-    networks = {"raw": learner.model, "ema": learner.ema.model}
-    return {
-        f"valid_{name}": validate(network, learner.scheduler, data, learner.runtime)
-        for name, network in networks.items()
     }
 
 

@@ -4,7 +4,6 @@ Each has its share of a batch's places. Whatever they have to agree on goes thro
 them must make the same calls in the same order. Raises PeerLostError where another one has ended.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -155,5 +154,5 @@ def _reaching() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        why = short(re.sub(r"^\[\S+\] ", "", first_line(error)), 100)  # without a place in gloo
+        why = short(first_line(error))
         raise PeerLostError(f"another process has ended or cannot be reached ({why})") from error

@@ -81,17 +81,12 @@ class Optimizer:
     ) -> None:  # fmt: skip
         if name not in OPTIMIZERS:
             raise UserError(f"the optimizer is {' or '.join(OPTIMIZERS)}, not {name}")
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.lr = lr
+        named = [(key, p) for key, p in model.named_parameters() if p.requires_grad]
+        self.parameters, self.lr = [p for _, p in named], lr
 
         # Who takes which weights.
-        inner: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for key, parameter in model.named_parameters():
-            if not parameter.requires_grad:  # frozen
-                continue
-            muon = name == "muon" and _is_inner(key, parameter)
-            (inner if muon else others).append(parameter)
+        inner = [p for key, p in named if name == "muon" and _is_inner(key, p)]
+        others = [p for key, p in named if name != "muon" or not _is_inner(key, p)]
         adamw = torch.optim.AdamW(others, lr, betas, weight_decay=1e-4, fused=runtime.fused)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
         if inner:

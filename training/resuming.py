@@ -21,8 +21,9 @@ def find_state(resume: str | None, name: str | None, task: str) -> dict | None:
     """
     folder = Path("checkpoints", task)
     if resume is None:
-        if is_first():
-            check_free(folder, str(name))
+        taken = [*folder.glob(f"{name}_epoch*"), *folder.glob(f"{name}.state")]
+        if taken and is_first():
+            raise UserError(f"--name {name} is taken by {taken[0]}; choose another name")
         return None
     path = distributed.firsts(_find(folder, resume) if is_first() else folder)
     return load_checked(path, folder)
@@ -40,13 +41,6 @@ def _find(folder: Path, resume: str) -> Path:
         there = ", ".join(state.stem for state in states[:5])
         raise UserError(f"--resume: no run {resume} in {folder}; there are {there}")
     return path
-
-
-def check_free(folder: Path, name: str) -> None:
-    """Raise UserError where a run of this name has files."""
-    taken = [*folder.glob(f"{name}_epoch*"), *folder.glob(f"{name}.state")]
-    if taken:
-        raise UserError(f"--name {name} is taken by {taken[0]}; choose another name")
 
 
 def load_checked(path: Path, folder: Path) -> dict:
