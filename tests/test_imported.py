@@ -211,7 +211,7 @@ def refused(folder, text):
     ({"layers_per_block": 2}, "Missing key.*resnets.1"),
     ({"layers_per_block": 10**9}, "a config of more blocks than"),
     ({"norm_num_groups": 3}, "widths must be multiples of 3"),
-    ({"block_out_channels": [8, 8, 16, 32]}, "size mismatch for"),
+    ({"block_out_channels": [8, 8, 16, 32]}, "Missing key.*conv_shortcut"),
     ({"block_out_channels": "8"}, "down_block_types is"),
     ({"mid_block_add_attention": False}, "Unexpected key.*attentions.0"),
 ])  # fmt: skip
