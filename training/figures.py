@@ -111,11 +111,9 @@ def show_window(path: str | Path) -> None:
 
 
 def image_rows(
-    path: str | Path,
-    rows: Mapping[str, torch.Tensor],
-    title: str,
+    path: str | Path, rows: Mapping[str, torch.Tensor], title: str,
     captions: Mapping[str, Sequence[str]] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Labelled rows of as many images each: {"label": (B, C, H, W)}.
 
     captions: {"label": [what stands above each image of that row]}, for any of the rows.
@@ -148,13 +146,9 @@ def captioned(
 
 
 def confidences(
-    path: str | Path,
-    title: str,
-    x: torch.Tensor,
-    x_hat: torch.Tensor,
-    real: torch.Tensor,
+    path: str | Path, title: str, x: torch.Tensor, x_hat: torch.Tensor, real: torch.Tensor,
     fake: torch.Tensor,
-) -> None:
+) -> None:  # fmt: skip
     """The discriminator's belief "real" per patch: red is real, blue is made by the decoder.
 
     x, x_hat: (B, C, H, W); real, fake: logits (B, 1, h, w). A map's mean belief stands above it.
@@ -178,9 +172,7 @@ def confidences(
 
 
 def curves(
-    path: str | Path,
-    records: Sequence[Mapping[str, Any]],
-    panels: Mapping[str, Sequence[str]],
+    path: str | Path, records: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]
 ) -> None:
     """A panel per {"title": [keys]} over steps; a key that is missing from a record is skipped."""
     # At most three panels beside each other.
