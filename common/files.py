@@ -66,19 +66,18 @@ def make_folder(path: str | Path) -> None:
 
 
 def write_folder(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary folder), then give it its name, in place of a folder that has it.
+    """Call write(temporary folder), then give it its name, which no folder may have that holds
+    anything.
 
-    Whatever interrupts this, path is the old folder, or the new one as a whole, or is absent.
-    OSErrors and what write raises are passed on.
+    Whatever interrupts this, path is the whole folder or absent. OSErrors and what write raises are
+    passed on.
     """
     path = Path(path).resolve()
     make_folder(path.parent)
     with tempfile.TemporaryDirectory(".tmp", f".{path.name}.", path.parent) as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
+        new = Path(beside, "new")
         new.mkdir()
         write(new)
-        if path.exists():
-            path.rename(old)
         new.rename(path)
 
 
