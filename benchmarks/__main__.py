@@ -25,7 +25,6 @@ ALL = {
     "epoch": lambda report, runtime, args: pipeline.epoch(report, runtime),
     "streaming": lambda report, runtime, args: pipeline.streaming(report),
     "sampling": lambda report, runtime, args: sampling.sampling(report, runtime),
-    "busy": lambda report, runtime, args: sharing.busy(report, runtime),
     "processes": lambda report, runtime, args: sharing.processes(report, runtime),
     "startup": lambda report, runtime, args: startup.startup(report, runtime),
 }

@@ -1,7 +1,7 @@
-"""A machine that is shared: with other programs, and by several processes that train as one.
+"""A machine that is shared by several processes that train as one.
 
 python3 -m benchmarks.sharing SECONDS is one process of those that are measured: it trains for so
-long, or for ever (0), and says the seconds of a step.
+long, and says the seconds of a step.
 """
 
 import os
@@ -15,32 +15,13 @@ import torch
 from benchmarks import steps
 from benchmarks.report import ROOT
 from common.launch import is_first
-from common.machine import WINDOW, cores
+from common.machine import cores
 from models.draws import Draws
 from training import distributed
 
-SETTLING = 2.5 * WINDOW, 4  # seconds and steps, until the number of threads has followed the load
+WARM_UP = 4  # steps
 MEASURED = 10.0  # seconds
-LOOP = [sys.executable, "-c", "while True: pass"]
 TRAINING = [sys.executable, "-m", "benchmarks.sharing"]
-
-
-def busy(report, runtime):
-    """A denoiser's step beside a busy loop and beside another training, against one alone."""
-    if runtime.device.type != "cpu" or cores() < 2:
-        print("left out: threads that wait for one another, on a CPU of two cores and more")
-        return
-    alone = seconds_of_a_step()
-    beside = {"a busy loop": LOOP, "another training": [*TRAINING, "0"]}
-    for name, command in beside.items():
-        other = subprocess.Popen(command, cwd=ROOT, env=as_a_user(), stdout=subprocess.DEVNULL)
-        try:
-            slow_down = seconds_of_a_step() / alone
-        finally:
-            other.kill()
-            other.wait()
-        note = f"alone {alone:.3g} s, {cores()} cores"
-        report.add(f"denoiser step beside {name}", slow_down, "times", "<= 2.5", note)
 
 
 def processes(report, runtime):
@@ -77,23 +58,19 @@ def seconds_of_a_step(command=TRAINING):
 
 
 def train(seconds):
-    """Train for so long after the number of threads has settled, or for ever (0)."""
+    """Train for about so long; the first steps, which are slower, are left out."""
     distributed.start("cpu")
     args = steps.latent_args()
     learner = steps.our_learner(args, steps.our_runtime("cpu", "auto", False), *steps.our_network())
     places = distributed.share(args.batch)
     x0 = torch.randn(len(places), *steps.latent_shape(False))
-    draws, times, began = Draws(0, steps.MIDDLE, places), [], time.monotonic()
-    settled = None
-    while not seconds or not settled or distributed.most(time.monotonic() - settled) < seconds:
+    draws, times = Draws(0, steps.MIDDLE, places), []
+    while len(times) <= WARM_UP or distributed.most(sum(times[WARM_UP:])) < seconds:
         start = time.monotonic()
         learner.step(learner.runtime.send(x0), 1.0, draws)
         times.append(time.monotonic() - start)
-        enough = len(times) > SETTLING[1] and distributed.most(start - began) > SETTLING[0]
-        if enough and not settled:
-            settled, times = time.monotonic(), []
     if is_first():
-        print("seconds", statistics.median(times))
+        print("seconds", statistics.median(times[WARM_UP:]))
 
 
 if __name__ == "__main__":

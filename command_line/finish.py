@@ -17,7 +17,6 @@ from command_line.defaults import (
 from command_line.editing import EDITS, check_editing
 from command_line.flags import EVALUATE, TRAIN, Arguments, Parser
 from common.choices import PICTURES, SAMPLERS
-from common.launch import launched
 
 
 def finish(
@@ -30,7 +29,8 @@ def finish(
     if values.get("export") is not None:
         parser.refuse(given - {"show", "export", "encoder", "device"}, "export")
     if mode == TRAIN and values["resume"] is None and values["name"] is None:
-        values["name"] = _new_name(parser)
+        # Runs that a loop starts in the same second are told apart by their processes.
+        values["name"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     limit = values.get("time_limit")  # counted from here: caching and importing take time too
     values["deadline"] = limit and time.monotonic() + 60 * limit
     if mode != TRAIN and denoiser is not None:
@@ -42,18 +42,6 @@ def finish(
         values["num_images"] = _num_images(parser, values, given, figure, denoiser)
         values |= _steps_and_out(parser, values, given, figure, denoiser)
     return Arguments(values, given, parser.flags)
-
-
-def _new_name(parser: Parser) -> str:
-    """Of a run for which nobody chose one. What torchrun may start anew has the name of its job, so
-    that it finds its state."""
-    here = launched()
-    if here.restartable:
-        if not here.job:
-            parser.error("--max-restarts needs --name, or --rdzv_id: a restart has to find the run")
-        return f"run-{here.job[:40]}"
-    # Runs that a loop starts in the same second are told apart by their processes.
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
 
 def _check_sampling(parser: Parser, values: dict, given: frozenset[str]) -> None:

@@ -125,20 +125,13 @@ class Arguments:
                 what = f"the run to resume has {str(value)[:100]}"
                 raise UserError(f"{flag}: {what}, which nobody could have typed; start a new run")
             values[name] = value
-        batch = values["batch"]
         for name in self.given:
             typed, flag = getattr(self, name), self.flags[name]
             if flag.resuming is Resuming.FIXED and typed != values[name]:
                 raise UserError(f"{flag}: the run to resume has {values[name]}; leave it out")
             values[name] = typed
-
-        # A length is in epochs or in steps; of a smaller batch more steps show as many images.
         if "epochs" in self.given:
             values["steps"] = None
-        elif "steps" not in self.given and values["steps"]:
-            values["steps"] = values["steps"] * batch // values["batch"]
-        if values["batch"] > batch:
-            raise UserError(f"--batch: the run to resume has {batch}, which may only become less")
         return Arguments(values, self.given, self.flags)
 
 

@@ -72,8 +72,7 @@ def training_flags(parser: Parser, default: TrainingDefaults, seeded: frozenset[
 
     # How.
     text = "images per step" + ", or pictures made at a time" * shows
-    group.add("--batch", text, integer(1, 65536), "N", default.batch, modes=ALL,
-              resuming=Resuming.MOVABLE)
+    group.add("--batch", text, integer(1, 65536), "N", default.batch, modes=ALL)
     text = "parts in which a step is done, one after the other, for less memory"
     group.add("--accumulate", text, integer(1, 65536), "K", 1, resuming=Resuming.MOVABLE)
     group.add("--lr", "peak learning rate", number(0, 1, open_low=True), "RATE", default.lr,
@@ -101,8 +100,8 @@ def training_flags(parser: Parser, default: TrainingDefaults, seeded: frozenset[
     group.add("--name", text, run_name, "NAME", otherwise="date, time and process")
     group.add("--resume",
         "go on with the newest run, or with that of this name or .state file, with its settings; a "
-        "larger --epochs or --steps prolongs it (see --lr-schedule); another --lr and a smaller "
-        "--batch are taken",
+        "larger --epochs or --steps prolongs it (see --lr-schedule); another --lr or --accumulate "
+        "is taken",
         metavar="RUN", nargs="?", const="newest", resuming=Resuming.FORGOTTEN)
     saving_flags(parser)
     parser.set_defaults(images=default.images)

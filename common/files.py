@@ -1,30 +1,27 @@
 """Files are finished or absent; folders that can be written to; reading what may be anything."""
 
+import errno
 import hashlib
 import json
-import math
 import os
 import re
 import secrets
-import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.errors import AbsentError, UnreadableError, UserError
-from common.locks import Lock
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-TEMPORARY = re.compile(r".*\.\d+-[0-9a-f]{8}\.tmp", re.DOTALL)  # of write_atomic
-EARLIER = re.compile(r".*\.\d+(-\w+)?\.tmp|\.tmp\w{6}", re.DOTALL)  # not locked
+TEMPORARY = re.compile(r".*\.\d+(-\w+)?\.tmp", re.DOTALL)  # of write_atomic, now and earlier
 DAY = 86_400  # seconds
 
 
@@ -35,47 +32,26 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path), flush it to the disk, then give it its name, all in one folder.
 
     The folder is made. Whatever interrupts this, path holds its old content or all of the new, with
-    the rights that the umask gives. write fills the temporary file and puts none in its place,
-    because its lock says that its writer lives. What write raises is passed on, and so are OSErrors
-    of a full or read-only disk; they name path.
+    the rights that the umask gives. What write raises is passed on, and so are OSErrors of a full
+    or read-only disk; they name path.
     """
     path = Path(path)
-    temporary = path
+    # Unique in all containers that share a disk, as the number of a process is not.
+    name = f"{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    temporary = path.with_name(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _temporary_beside(path)
-        temporary = Path(lock.name)
-        with lock:
-            write(temporary)
-            os.fsync(lock.fileno())
-            if fcntl is None:  # Windows renames no open file
-                lock.close()
-            os.replace(temporary, path)
-        with suppress(OSError):  # the name on the disk too, where the system can
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except OSError as error:
         if error.errno is None:
             raise
         raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
-        if temporary != path:
-            temporary.unlink(missing_ok=True)
-
-
-def _temporary_beside(path: Path) -> FileIO:
-    """A new file, locked while it is open. Its name is unique in all containers that share a disk,
-    as the number of a process is not."""
-    while True:
-        name = f"{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        file = FileIO(str(path.with_name(name)), "xb")
-        with suppress(OSError):  # a disk without locks
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:  # else removed as a leftover before it was locked
-            return file
-        file.close()
+        with suppress(OSError):  # it has its name, or its folder could not be made
+            temporary.unlink()
 
 
 def make_folder(path: str | Path) -> None:
@@ -90,45 +66,45 @@ def make_folder(path: str | Path) -> None:
 
 
 def write_folder(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary folder), then give it its name, in place of a folder that has it.
+    """Call write(temporary folder), then give it its name, which no folder may have that holds
+    anything.
 
-    Whatever interrupts this, path is the old folder, or the new one as a whole, or is absent; what
-    is left of it goes with the next one. One process at a time: raises UserError where another does
-    the same. OSErrors and what write raises are passed on.
+    Whatever interrupts this, path is the whole folder or absent. OSErrors and what write raises are
+    passed on.
     """
     path = Path(path).resolve()
     make_folder(path.parent)
-    new, old = (path.with_name(f".{path.name}.{which}.tmp") for which in ("new", "old"))
-    lock = Lock(path.with_name(f".{path.name}.lock"), f"another process writes {path}; wait for it")
-    try:
-        shutil.rmtree(new, ignore_errors=True)
+    with tempfile.TemporaryDirectory(".tmp", f".{path.name}.", path.parent) as beside:
+        new = Path(beside, "new")
         new.mkdir()
         write(new)
-        shutil.rmtree(old, ignore_errors=True)
-        with suppress(FileNotFoundError):
-            path.rename(old)
         new.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        lock.release()
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files of write_atomic whose lock is free: the system ends a process's
-    locks with it. Those of earlier versions, which knew no locks: after a day. For folders that are
-    the project's own: somebody else's file might have such a name."""
-    with suppress(OSError):  # a folder that may not be read
-        for path in list(Path(folder).iterdir()):
-            locked = fcntl is not None and TEMPORARY.fullmatch(path.name)
-            if not locked and not EARLIER.fullmatch(path.name):
-                continue
-            with suppress(OSError), open(path, "rb+") as file:
-                if locked:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error while it is held
-                elif time.time() - path.stat().st_mtime < DAY:
-                    continue
-                path.unlink()  # while it is locked: a writer that comes too late sees it
+    """Remove what killed processes left of write_atomic, after a day. For folders that are the
+    project's own: somebody else's file might have such a name."""
+    with suppress(OSError):  # a folder that may not be read, a file that another removes
+        for path in Path(folder).iterdir():
+            if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > DAY:
+                path.unlink()
+
+
+def lock(path: str | Path, why: str) -> IO:
+    """An open file that one process at a time holds, until it is closed or the process ends.
+
+    A record lock: processes that a holder starts do not hold it. Nothing is locked on file systems
+    without locks, nor on Windows. Raises UserError, with `why`, where another process holds it.
+    """
+    file = open(path, "a")  # noqa: SIM115 (held until it is closed)
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise UserError(why) from None
+    return file
 
 
 # ---- Reading ------------------------------------------------------------------------------------
@@ -173,27 +149,12 @@ def is_there(path: str | Path) -> bool:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What it says. Raises ValueError where it is no JSON, or what no file of ours holds: a key
-    twice, a number that is not finite, a depth that no program can follow."""
+    """What it says. Raises ValueError where it is no JSON, or of a depth that no program can
+    follow."""
     try:
-        return json.loads(
-            text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
-        )
+        return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError("a number is not finite")
-    return value
 
 
 def json_digest(content: Any) -> str:

@@ -31,10 +31,7 @@ BLOCKS, NUM_FEATURES = 11, 112  # how deep the features are taken, of 16 blocks;
 
 
 def imagenet_features() -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """x: (N, C, H, W) in [-1, 1] -> (N, 112); None where the package is not installed.
-
-    Raises UserError where its file is not what it should be.
-    """
+    """x: (N, C, H, W) in [-1, 1] -> (N, 112); None where the package is not installed."""
     path = efficientnet_path()
     if path is None:
         return None

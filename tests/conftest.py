@@ -4,14 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
 from data import download
 from training.run import Run
-
-# As if the user had set it: on a busy machine, threads that came and went would change rounding.
-os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 # The same examples at each run, however slow the machine is.
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))

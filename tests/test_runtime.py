@@ -117,33 +117,3 @@ def test_what_is_sent_keeps_its_values():
     for runtime in (cpu(), cpu("bf16")):
         sent = runtime.send(x)
         assert torch.equal(sent, x) and sent.is_contiguous(memory_format=runtime.memory_format)
-
-
-def test_threads_follow_the_load_and_come_back(monkeypatch, capsys):
-    """Of four: what others leave of the cores, with some play; told once."""
-    set_to, threads = [], [4]
-
-    def note(n):
-        set_to.append(n)
-        threads.insert(0, n)
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[0])
-    monkeypatch.setattr(
-        torch, "set_num_threads", lambda n: set_to.append(n) or threads.insert(0, n)
-    )
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("training.runtime.cores", lambda: 4)
-    monkeypatch.setattr("training.runtime.Load.others", lambda self: next(loads))
-    runtime = Runtime("cpu", "fp32")
-    loads = iter([None, 0.2, 0.6, 0.6, 0.3, 0.1, 1.2, 2.7, 9.0, 3.4, 0.0, 0.0])
-    seen = []
-    for _ in range(12):
-        with runtime.autocast():
-            seen.append(threads[0])
-    assert seen == [4, 4, 3, 3, 3, 4, 3, 1, 1, 1, 4, 4]
-    assert set_to == [3, 4, 3, 1, 4]
-    assert capsys.readouterr().out.count("other programs use the cores: 3 of 4 threads") == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # the user's own: nobody asks for the load
-    loads = iter([])
-    with Runtime("cpu", "fp32").autocast():
-        assert threads[0] == 4

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import randomize, small_unet
 
-from training.checkpoint import load_facts, load_model, save_model
+from training.checkpoint import load_facts
 from training.series import Series
 
 
@@ -62,23 +61,3 @@ def test_names_have_the_step_where_epochs_do_not_tell_them_apart():
     for step in (10, 20):
         numbered.save(step, 1, None)
     assert names() == ["a_epoch0001_step10", "a_epoch0001_step20"]
-
-
-def test_what_a_stop_leaves_can_be_shown_and_gives_way_to_the_next_checkpoint():
-    stopped = series()
-    stopped.save_stopped(3, 1)
-    model, facts = load_model("checkpoints/kind/a_stopped.safetensors", "UNet")
-    wanted = stopped.networks["kind"].state_dict()
-    assert facts["step"] == 3
-    assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())
-    stopped.save(4, 1, None)
-    assert names() == ["a_epoch0001"]
-
-
-@pytest.mark.parametrize("facts", [{}, {"step": "x"}, {"step": 1, "valid_loss": [1]}])
-def test_a_strange_checkpoint_among_them_is_left_alone_or_has_no_loss(facts):
-    save_model("checkpoints/kind/a_epoch0000.safetensors", small_unet(), {"run": "a", **facts})
-    kept = series(keep=1)
-    for step in (2, 3):
-        kept.save(step, step, 0.5 / step)
-    assert {"a_epoch0003"} <= set(names()) <= {"a_epoch0000", "a_epoch0003"}

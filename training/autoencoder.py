@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.files import make_folder, remove_leftovers
 from data.batches import load_batches
 from data.images import ImageDataset
 from data.order import fixed_sample
@@ -33,11 +32,10 @@ from training.codec import reconstruct
 from training.ema import EMA
 from training.fidelity import gradient_magnitude, psnr
 from training.optimizer import Optimizer
-from training.page import keep_small
 from training.pretrained import mean_loss
 from training.progress import parameters, weight_norms
 from training.records import read_metrics
-from training.run import LAST_FIGURE, NUM_VALID, Run
+from training.run import NUM_VALID, Run
 from training.runtime import Runtime
 
 # By fractions of the length with which the run was begun, so that a short one passes through all of
@@ -90,7 +88,7 @@ class AutoencoderLearner:
         self.parts: dict[str, Any] = {
             "model": self.model, "ema": self.ema.model, "optimizer": self.optimizer
         }  # fmt: skip
-        if disc is not None:
+        if disc:
             self.disc = runtime.place(disc).train()
             self.discriminate = runtime.compiled(self.disc)
             self.disc_optimizer = Optimizer(self.disc, "adamw", lr, runtime, betas=(0.5, 0.9))
@@ -144,7 +142,7 @@ class AutoencoderLearner:
             metrics["loss_perceptual"] = sums[2]
 
         # Discriminator: on the same reconstructions.
-        if self.disc is not None and phase.disc_learns:
+        if self.disc and phase.disc_learns:
             metrics |= self._discriminator_step(images, x_hats, shares)
         return metrics
 
@@ -219,14 +217,12 @@ def train(
     """
     # What is fixed for the whole run.
     networks: dict[str, nn.Module] = {run.folder.name: learner.ema.model}
-    if learner.disc is not None:
-        networks["discriminator"] = learner.disc
+    trained = {"encoder": learner.model.encoder, "decoder": learner.model.decoder}
+    if learner.disc:
+        networks["discriminator"] = trained["disc"] = learner.disc
     run.take(learner.parts, networks, facts)
     announce(run, learner, images, disc_start)
     valid = fixed_images(images)
-    trained = {"encoder": learner.model.encoder, "decoder": learner.model.decoder}
-    if learner.disc is not None:
-        trained["disc"] = learner.disc
     runtime, wanted = learner.runtime, run.order.since(run.start, run.places)
     batches = load_batches(images["train"], wanted, runtime.workers, runtime.on_gpu, empty=True)
     tally = images["train"].tally
@@ -263,19 +259,15 @@ def announce(
     run: Run, learner: AutoencoderLearner, images: dict[str, ImageDataset], disc_start: float
 ) -> None:
     """Say what is going to happen."""
-    discriminator, train = "none", images["train"]
-    seen = f"in features of {run.settings['perceptual_network']}, trained on ImageNet"
-    if learner.disc is not None:
-        first = math.ceil(disc_start * run.phases) + 1
-        discriminator = f"{parameters(learner.disc)}, from step {first} on"
-        make_folder("checkpoints/discriminator")
-        remove_leftovers("checkpoints/discriminator")
+    train, disc = images["train"], learner.disc
+    first = math.ceil(disc_start * run.phases) + 1
+    network = run.settings["perceptual_network"]
     run.announce(
         data=f"{run.settings['data']}, {len(train)} training and {len(images['valid'])} validation "
         f"images of {'x'.join(map(str, train.size))}, {train.channels} channels",
         network=f"AutoencoderKL, {parameters(learner.model)}",
-        discriminator=discriminator,
-        **({"perceptual": seen} if learner.perceptual else {}),
+        discriminator=f"{parameters(disc)}, from step {first} on" if disc else "none",
+        perceptual=f"in features of {network}" if learner.perceptual else "none",
     )
 
 
@@ -319,7 +311,6 @@ def draw_figures(run: Run, learner: AutoencoderLearner, valid: torch.Tensor) -> 
     title = f"{run.name}: reconstructions, {score:.2f} dB on {len(valid)} validation images"
     rows = {"original": x, "reconstruction": x_hat}
     figures.image_rows(run.fig / "reconstructions.png", rows, title)
-    keep_small(run.fig / "reconstructions.png", run.done)
     figures.latent_statistics(run.fig / "latents.png", posterior.mean, posterior.logvar)
 
     # The curves, and what the discriminator believes.
@@ -341,4 +332,4 @@ def draw_figures(run: Run, learner: AutoencoderLearner, valid: torch.Tensor) -> 
             )
         title = f"{run.name}: the discriminator's confidence per patch, with its mean above"
         figures.confidences(run.fig / "confidences.png", title, x, x_hat, real, fake)
-    figures.curves(run.fig / LAST_FIGURE, read_metrics(run.metrics, run.name), panels)
+    figures.curves(run.fig / "losses.png", read_metrics(run.metrics, run.name), panels)

@@ -4,9 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from common.errors import UserError
 from common.files import is_there
 from data.labels import Labels
 from data.order import ShuffledOrder
@@ -14,7 +11,7 @@ from models.autoencoder import AutoencoderKL
 from models.discriminator import PatchDiscriminator
 from models.scheduler import DDPMScheduler
 from models.unet import UNet
-from training.checkpoint import KINDS, check_fields, load_model, network_of
+from training.checkpoint import check_fields, load_model, network_of
 from training.run import Run, Saving, total_steps
 from training.runtime import Runtime
 
@@ -41,23 +38,16 @@ def network_in(state: dict, name: str = "model") -> Any:
 
     Raises UserError where the state does not hold the weights of that network.
     """
-    path, config, weights = state["read"][0], state["configs"].get(name), state.get(name)
-    config = dict(config) if type(config) is dict else {}
+    config = dict(state["configs"].get(name, {}))
     kind = config.pop("kind", None)
-    weights = weights if type(weights) is dict else {}
-    tensors = all(isinstance(weight, torch.Tensor) for weight in weights.values())
-    if kind not in KINDS or not tensors:
-        raise UserError(f"{path} does not say what network its {name} is; start a new run")
-    cls, known = network_of(path, weights, config, kind)
+    cls, known = network_of(state["path"], state.get(name, {}), config, kind)
     return cls(known)
 
 
 def facts_in(state: dict, needed: tuple[str, ...]) -> dict[str, Any]:
     """What a resumed run's checkpoints say. Raises UserError where a needed fact is missing."""
-    facts = state.get("facts")
-    facts = facts if type(facts) is dict else {}
-    check_fields(state["read"][0], facts, needed)
-    return facts
+    check_fields(state["path"], state["facts"], needed)
+    return state["facts"]
 
 
 def autoencoder_flags(model: AutoencoderKL) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 
 from common.choices import MOST_PIXELS, PREDICTIONS, SCHEDULES
 from common.errors import AbsentError, DamagedError, UserError, short
-from common.files import first_line, parse_json, reading
+from common.files import parse_json, reading
 from common.version import NAME, __version__
 from data import tensor_files
 from data.images import ImageDataset
@@ -32,8 +32,6 @@ from models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from models.unet import UNet, UNetConfig
 
 VERSION = "1"  # of the format
-HALVES = torch.float16, torch.bfloat16  # of which float32 is made
-MALFORMED = AttributeError, KeyError, TypeError, ValueError, RecursionError  # of trees in JSON
 NOT_FINITE_ADVICE = (
     "a smaller --lr or --precision fp32 may help; --resume goes back to the last saved state"
 )
@@ -45,34 +43,24 @@ KINDS = {
 }
 
 
-# What JSON may say, as patterns: anybody may have written it, so nothing is made of it before.
-WIDTH, TEXT = r"[1-9]\d{0,4}", r'"(?!.*\\u0000).*"'  # channels, or pixels of a side
-CONFIG: dict[Any, str] = {  # by the name of a field, else by its type
-    "attention_levels": r"\[([12]?\d(, [12]?\d){0,29})?\]",
-    **dict.fromkeys(("classes", "attributes"), rf"0|{WIDTH}"),
-    bool: "true|false",
-    int: WIDTH,
-    float: r"0(\.\d+)?|[1-9](\.\d+)?e-\d\d",
-    tuple[int, ...]: rf"\[{WIDTH}(, {WIDTH}){{0,29}}\]",
-}
+# What facts may say, as patterns of JSON: anybody may have written them, so nothing is made of them
+# before.
+WIDTH, TEXT = r"[1-9]\d{0,4}", r'"(?!.*\\u0000).*"'  # pixels of a side, or channels
 SCHEDULE = (  # the second: of the first checkpoints, which knew only one
     rf'\{{"clip_x0": (true|false), "num_steps": {WIDTH}, '
     rf'"prediction": "({"|".join(PREDICTIONS)})", "schedule": "({"|".join(SCHEDULES)})"\}}'
     rf'|\{{"beta_end": {NUMBER}, "beta_start": {NUMBER}, "clip_x0": (true|false), '
     rf'"num_steps": {WIDTH}\}}'
 )
-FIELDS = {  # of facts and of a run's state, with keys in order
-    **dict.fromkeys(("data", "data_root", "folder"), TEXT),
-    **dict.fromkeys(("step", "begun_as", "fall_start"), r"\d{1,12}"),
+FIELDS = {
+    "data": TEXT,
+    "data_root": TEXT,
     "size": rf"\[{WIDTH}, {WIDTH}\]",
     "shape": rf"\[{WIDTH}, {WIDTH}, {WIDTH}\]",
     "scheduler": SCHEDULE,
     "latent_stats": STATS,
     "autoencoder_id": '"[0-9a-f]{64}"',
     "cache": '"[0-9a-f]{16}"',
-    "settings": r'\{.*"name": ".*\}',
-    "ids": r'\{("[^"]*": "[^"]*"(, )?)*\}',
-    "configs": r"\{.*\}",
 }
 
 
@@ -129,10 +117,10 @@ def load_model(
     """
     with _opened(path, "checkpoint") as (file, config, facts):
         entries: Mapping[str, Entry] = file.entries
-        if config.get("kind") == "state":
-            config, entries, facts, prefix = _averaged(path, entries, facts)
-        else:
-            prefix = ""
+        prefix = "/ema/" if config.get("kind") == "state" else ""
+        if prefix:
+            config, facts = _averaged(path, entries, facts)
+            entries = {k[len(prefix) :]: e for k, e in entries.items() if k.startswith(prefix)}
         found = config.pop("kind", None)
         if found != kind:
             raise UserError(f"{path} holds a {short(found)}, but a {kind} is needed here")
@@ -145,71 +133,36 @@ def load_model(
     return model.eval(), facts
 
 
-def _averaged(
-    path: str | Path, entries: Mapping[str, Entry], plain: dict
-) -> tuple[dict, dict[str, Entry], dict, str]:
-    """(config, entries, facts, what their names begin with) of a state's averaged weights."""
-    prefix = "/ema/"
+def _averaged(path: str | Path, entries: Mapping[str, Entry], plain: dict) -> tuple[dict, dict]:
+    """(config, facts) of a state's averaged weights."""
     try:
-        tree = _join(plain, dict.fromkeys(entries, torch.empty(0)))
-        config, facts = dict(tree["configs"]["ema"]), dict(tree["facts"])
-    except MALFORMED:
+        tree = _join(plain, dict.fromkeys(entries))
+        return dict(tree["configs"]["ema"]), dict(tree["facts"])
+    except Exception:
         raise DamagedError(path, "it holds no averaged weights that could be shown") from None
-    mine = {name[len(prefix) :]: e for name, e in entries.items() if name.startswith(prefix)}
-    return config, mine, facts, prefix
 
 
 def network_of(
-    path: str | Path, entries: Mapping[str, Any], config: dict, kind: str
+    path: str | Path, entries: Mapping[str, Any], config: dict, kind: Any
 ) -> tuple[type[nn.Module], Any]:
-    """(class, config) of the network of this kind that a file holds, or a UserError. entries:
-    what has the shape and dtype of each of its tensors."""
-    cls, config_cls = KINDS[kind]
+    """(class, config) of the network of this kind that a file holds. entries: what has the shape
+    and dtype of each of its tensors. Raises UserError, without taking memory or much time, where
+    they are not those of the network, or there is none of that config."""
     try:
-        known = _config(config_cls, config, len(entries))
-        with torch.device("meta"):  # without memory: the config may say any width
-            _check_entries(entries, cls(known).state_dict())
-    except (ValueError, RuntimeError) as error:
-        problem = short(first_line(error), 300)
+        cls, config_cls = KINDS[kind]
+        values = {k: tuple(v) if type(v) is list else v for k, v in config.items()}
+        known: Any = config_cls(**values)
+        # No network has more levels times blocks than tensors, however many its config says.
+        levels = len(known.channels) if type(known.channels) is tuple else 1
+        if levels * config.get("blocks", config.get("layers", 1)) > len(entries):
+            raise ValueError(f"a config of more blocks than {len(entries)} tensors can be")
+        with torch.device("meta"):
+            shapes = {name: torch.empty(e.shape, dtype=e.dtype) for name, e in entries.items()}
+            cls(known).load_state_dict(shapes)
+    except Exception as error:  # a config may say anything
+        problem = short(" ".join(str(error).split()), 300)
         raise UserError(f"{path} does not fit this version of the code: {problem}") from None
     return cls, known
-
-
-def _config(cls: Any, found: dict[str, Any], tensors: int) -> Any:
-    """The config of that dataclass; ValueError where a field that has no default is missing, or one
-    is unknown or out of range.
-
-    No network has more levels times blocks than tensors, so making it takes no longer than reading
-    the header of its file.
-    """
-    kinds = {field.name: field.type for field in fields(cls)}
-    needed = {field.name for field in fields(cls) if field.default is MISSING}
-    if not needed <= found.keys() <= kinds.keys():
-        raise ValueError(f"its config has the fields {short(', '.join(found))}")
-    for name, value in found.items():
-        if not _fits(CONFIG.get(name) or CONFIG[kinds[name]], value):
-            raise ValueError(f"{name} of its config is {short(value)}")
-    levels = len(found["channels"]) if type(found["channels"]) is list else 1
-    if levels * found.get("blocks", found.get("layers", 1)) > tensors:
-        raise ValueError(f"its config is of more blocks than its {tensors} tensors can be")
-    return cls(**{k: tuple(v) if type(v) is list else v for k, v in found.items()})
-
-
-def _check_entries(entries: Mapping[str, Any], wanted: dict[str, torch.Tensor]) -> None:
-    """Raise ValueError, which names the first, unless all names, shapes and types are these."""
-    for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
-        if entries and all(name.startswith(prefix) for name in entries):
-            raise ValueError(f"all its keys begin with {prefix}; save the model that is inside")
-    for name, tensor in wanted.items():
-        entry = entries.get(name)
-        if entry is None:
-            raise ValueError(f"{name} is missing")
-        half = entry.dtype in HALVES and tensor.dtype == torch.float32
-        got, want = (tuple(entry.shape), entry.dtype), (tuple(tensor.shape), tensor.dtype)
-        if got != want and not (half and got[0] == want[0]):
-            raise ValueError(f"{name} is {got[0]} {got[1]}, but {want[0]} {want[1]} is needed")
-    if more := sorted(entries.keys() - wanted.keys()):
-        raise ValueError(f"{short(more[0])} is not of this network")
 
 
 def load_facts(path: str | Path) -> dict[str, Any]:
@@ -263,13 +216,9 @@ def load_state(path: str | Path) -> dict:
             raise UserError(f"{path} holds a {kind}, not the state of a training run")
         tensors = file.read()
     try:
-        tree = _join(plain, tensors)
-    except MALFORMED:
-        tree = None
-    if type(tree) is not dict:
-        raise DamagedError(path, "its facts are no tree of its tensors")
-    check_fields(path, tree)
-    return tree
+        return dict(_join(plain, tensors))
+    except Exception:
+        raise DamagedError(path, "its facts are no tree of its tensors") from None
 
 
 def _split(tree: Any, key: str, tensors: dict[str, torch.Tensor]) -> dict:
@@ -284,7 +233,7 @@ def _split(tree: Any, key: str, tensors: dict[str, torch.Tensor]) -> dict:
     return {"value": tree}
 
 
-def _join(node: dict, tensors: dict[str, torch.Tensor]) -> Any:
+def _join(node: dict, tensors: Mapping[str, Any]) -> Any:
     ((form, content),) = node.items()
     if form == "tensor":
         return tensors[content]
@@ -325,11 +274,9 @@ def _opened(path: str | Path, what: str) -> Iterator[tuple[TensorFile, dict, Any
             )
         file.check_metadata()
         try:
-            config, facts = (parse_json(metadata[key]) for key in ("config", "facts"))
-        except ValueError as error:
-            raise DamagedError(path, f"its metadata are no JSON: {error}") from None
-        if type(config) is not dict or type(facts) is not dict:
-            raise DamagedError(path, "its config or facts are no table")
+            config, facts = (dict(parse_json(metadata[key])) for key in ("config", "facts"))
+        except (TypeError, ValueError) as error:
+            raise DamagedError(path, f"its metadata are no tables in JSON: {error}") from None
         yield file, config, facts
 
 

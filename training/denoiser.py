@@ -22,10 +22,9 @@ from training import figures
 from training.codec import Codec
 from training.ema import EMA
 from training.optimizer import Optimizer
-from training.page import keep_small
 from training.progress import Progress, parameters
 from training.records import read_metrics
-from training.run import LAST_FIGURE, NUM_VALID, Run
+from training.run import NUM_VALID, Run
 from training.runtime import Runtime
 
 NUM_BANDS = 10  # of t, in metrics and figures
@@ -139,7 +138,11 @@ def report(
     run: Run, learner: DenoiserLearner, data: DenoiserData, progress: Progress, means: dict
 ) -> None:
     """Validate where that is due, and write a record."""
-    validation = validate_both(learner, data) if run.validate_due(progress.done) else {}
+    validation = {}
+    if run.validate_due(progress.done):
+        for name, network in (("raw", learner.model), ("ema", learner.ema.model)):
+            loss = validate(network, learner.scheduler, data, learner.runtime)
+            validation[f"valid_{name}"] = loss
     run.valid_loss = validation.get("valid_ema")
     counts = zip(means.pop("band_sum", []), means.pop("band_count", []), strict=True)
     means["band_loss"] = [s / c if c else None for s, c in counts]
@@ -171,15 +174,6 @@ def metrics(
         "loss": losses.mean(),
         "band_sum": zeros.index_add(0, band, losses),
         "band_count": zeros.index_add(0, band, count),
-    }
-
-
-def validate_both(learner: DenoiserLearner, data: DenoiserData) -> dict[str, float]:
-    """The validation losses of the raw and of the averaged weights."""
-    networks = {"raw": learner.model, "ema": learner.ema.model}
-    return {
-        f"valid_{name}": validate(network, learner.scheduler, data, learner.runtime)
-        for name, network in networks.items()
     }
 
 
@@ -228,16 +222,15 @@ def draw_figures(run: Run, learner: DenoiserLearner, data: DenoiserData) -> None
             grids[name] = data.codec.decode(x0)
     title = f"{run.name}: samples of {PREVIEW_STEPS} steps from the same noise"
     figures.side_by_side(run.fig / "samples.png", grids, title)
-    keep_small(run.fig / "samples.png", run.done)
 
-    # The curves, from the run's records; last, as Run wants it.
+    # The curves, from the run's records.
     records = read_metrics(run.metrics, run.name)
     panels = {
         "squared error of eps_hat": ["loss", "valid_raw", "valid_ema"],
         "gradient norm before clipping": ["gradient_norm"],
     }
     figures.bands(run.fig / "bands.png", records, scheduler.num_steps)
-    figures.curves(run.fig / LAST_FIGURE, records, panels)
+    figures.curves(run.fig / "losses.png", records, panels)
 
 
 @torch.no_grad()

@@ -4,13 +4,10 @@ Each has its share of a batch's places. Whatever they have to agree on goes thro
 them must make the same calls in the same order. Raises PeerLostError where another one has ended.
 """
 
-import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
-from uuid import uuid4
 
 import torch
 from torch import distributed as dist
@@ -22,7 +19,6 @@ from common.launch import launched
 
 Value = TypeVar("Value")
 PATIENCE = timedelta(hours=2)  # the longest wait for another process, which may train a classifier
-LAST_WORDS = 1.0  # seconds in which one that fails says why, before others say that it is gone
 
 
 def start(device: str) -> None:
@@ -38,7 +34,7 @@ def start(device: str) -> None:
     if on_gpus:
         torch.cuda.set_device(here.local_rank)
     with _reaching():
-        store = _fresh(next(dist.rendezvous("env://", timeout=PATIENCE))[0])
+        store = next(dist.rendezvous("env://", timeout=PATIENCE))[0]
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
             store=store, rank=here.rank, world_size=here.size, timeout=PATIENCE,
@@ -50,39 +46,6 @@ def start(device: str) -> None:
         return here.rank == 0
 
     launch.tells_errors.append(tells_errors)
-
-
-def _fresh(store: dist.Store) -> dist.Store:
-    """A part of the store in which nothing is yet. torchrun keeps one store for all restarts, in
-    which addresses of the dead are found, and each machine counts restarts for itself. So each
-    process says a word that is new, and rank 0 answers it with a name that is."""
-    here, word = launched(), uuid4().hex
-    end = time.monotonic() + PATIENCE.total_seconds()
-    if here.rank:
-        store.set(f"word{here.rank}", word)
-        said, name = "", ""
-        while said != word:
-            said, _, name = _read(store, f"answer{here.rank}", end).partition(" ")
-            time.sleep(0.01)
-        store.set(f"{name}{here.rank}", "heard")
-        return dist.PrefixStore(name, store)
-    waiting, answered = set(range(1, here.size)), dict[int, str]()
-    while waiting:
-        for rank in list(waiting):
-            said = _read(store, f"word{rank}", end)
-            if said and answered.get(rank) != said:
-                store.set(f"answer{rank}", f"{said} {word}")
-                answered[rank] = said
-            if _read(store, f"{word}{rank}", end):
-                waiting.remove(rank)
-        time.sleep(0.01)
-    return dist.PrefixStore(word, store)
-
-
-def _read(store: dist.Store, key: str, end: float) -> str:
-    if time.monotonic() > end:
-        raise RuntimeError("it did not come")
-    return store.get(key).decode() if store.check([key]) else ""
 
 
 def leave() -> None:
@@ -113,13 +76,9 @@ def check_batch(batch: int, parts: int) -> None:
     size = count()
     each = size * parts
     if batch % each:
-        nearest = [n for n in (batch // each * each, -(-batch // each) * each) if n]
-        what = f"{size} processes" + f" in {parts} parts each" * (parts > 1)
-        what = what if size > 1 else f"{parts} parts"
-        raise UserError(
-            f"--batch {batch} cannot be divided among {what}; the nearest that can be: "
-            + " and ".join(map(str, nearest))
-        )
+        nearest = " or ".join(str(n * each) for n in (batch // each, batch // each + 1) if n)
+        what = f"{size} processes of {parts} parts each"
+        raise UserError(f"--batch {batch} cannot be divided among {what}; pass {nearest}")
 
 
 def check_alike(**about: object) -> None:
@@ -191,10 +150,9 @@ def _reduced(value: float, how: dist.ReduceOp.RedOpType) -> float:
 
 @contextmanager
 def _reaching() -> Iterator[None]:
-    """Around what needs the others. One that fails has said why by the time it is missed."""
+    """Around what needs the others: one that is missed is a PeerLostError."""
     try:
         yield
     except RuntimeError as error:
-        time.sleep(LAST_WORDS)
-        why = short(re.sub(r"^\[\S+\] ", "", first_line(error)), 100)  # without a place in gloo
+        why = short(first_line(error))
         raise PeerLostError(f"another process has ended or cannot be reached ({why})") from error

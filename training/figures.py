@@ -6,12 +6,14 @@ Images come in as (B, C, H, W) in [-1, 1] and are clamped. Figures are finished 
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -92,54 +94,40 @@ def grid_columns(n: int) -> int:
 
 def show_window(path: str | Path) -> None:
     """Open the picture in a window where there is a display and a toolkit to open one with."""
-    display = sys.platform in ("win32", "darwin") or any(
-        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
-    )
-    if not display:
+    displays = "DISPLAY", "WAYLAND_DISPLAY"
+    if sys.platform not in ("win32", "darwin") and not any(map(os.environ.get, displays)):
         return
     import matplotlib
     from matplotlib import pyplot as plt
 
     try:
         fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
-        if matplotlib.get_backend().lower() == "agg":
-            return  # no toolkit: matplotlib can only write files
-        ax.imshow(np.asarray(open_picture(path)), cmap="gray")
-        ax.axis("off")
-        plt.show()
+        if matplotlib.get_backend().lower() != "agg":  # which can only write files
+            ax.imshow(np.asarray(open_picture(path)), cmap="gray")
+            ax.axis("off")
+            plt.show()
     except Exception as error:  # a display that cannot be opened must not cost the pictures
         print(f"no window: {error}")
 
 
 def image_rows(
-    path: str | Path,
-    rows: Mapping[str, torch.Tensor],
-    title: str,
+    path: str | Path, rows: Mapping[str, torch.Tensor], title: str,
     captions: Mapping[str, Sequence[str]] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Labelled rows of as many images each: {"label": (B, C, H, W)}.
 
     captions: {"label": [what stands above each image of that row]}, for any of the rows.
     """
     # As large as the pictures need, with room for captions, labels and the title.
-    first = next(iter(rows.values()))
-    height, width = first.shape[2:]
-    n = len(first)
+    n, _, height, width = next(iter(rows.values())).shape
     captions = captions or {}
     inches = 1.3 * height / width * len(rows) + 0.2 * len(captions) + 0.5
     fig = Figure(figsize=(1.3 * n + 1.3, inches), layout="constrained")
-    axes = fig.subplots(len(rows), n, squeeze=False)
-
-    # Pictures, captions above them, a label on the left.
-    for row, (label, images) in zip(axes, rows.items(), strict=True):
-        for ax, x in zip(row, to_display(images).cpu(), strict=True):
-            ax.imshow(x.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
-            ax.set(xticks=[], yticks=[])
-        for ax, caption in zip(row, captions.get(label, []), strict=False):
-            ax.set_title(caption, fontsize=9, pad=3)
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    fig.suptitle(title)
-    _save(fig, path)
+    for row, (label, images) in zip(_axes(fig, len(rows), n), rows.items(), strict=True):
+        for ax, x, caption in zip(row, images, captions.get(label, [""] * n), strict=True):
+            _picture(ax, x, caption)
+        _label(row[0], label)
+    _save(fig, path, title)
 
 
 def captioned(
@@ -147,67 +135,50 @@ def captioned(
 ) -> None:
     """Pictures row by row, each (C, H, W) below its caption: [("caption", x)]."""
     rows = -(-len(pictures) // columns)
-    height, width = pictures[0][1].shape[1:]
-    fig = Figure(
-        figsize=(1.6 * columns, (1.6 * height / width + 0.25) * rows + 0.5), layout="constrained"
-    )
-    axes = fig.subplots(rows, columns, squeeze=False).flatten()
+    _, height, width = pictures[0][1].shape
+    inches = 1.6 * columns, (1.6 * height / width + 0.25) * rows + 0.5
+    fig = Figure(figsize=inches, layout="constrained")
+    axes = _axes(fig, rows, columns).flatten()
     for ax, (caption, x) in zip(axes, pictures, strict=False):
-        ax.imshow(to_display(x).cpu().permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(caption, fontsize=8, pad=3)
-    for ax in axes[len(pictures) :]:
-        ax.axis("off")
-    fig.suptitle(title)
-    _save(fig, path)
+        _picture(ax, x, caption)
+    _leave_empty(axes[len(pictures) :])
+    _save(fig, path, title)
 
 
 def confidences(
-    path: str | Path,
-    title: str,
-    x: torch.Tensor,
-    x_hat: torch.Tensor,
-    real: torch.Tensor,
+    path: str | Path, title: str, x: torch.Tensor, x_hat: torch.Tensor, real: torch.Tensor,
     fake: torch.Tensor,
-) -> None:
+) -> None:  # fmt: skip
     """The discriminator's belief "real" per patch: red is real, blue is made by the decoder.
 
-    x, x_hat: (B, C, H, W); real, fake: logits (B, 1, h, w).
+    x, x_hat: (B, C, H, W); real, fake: logits (B, 1, h, w). A map's mean belief stands above it.
     """
-    # Rows of pictures, each with a row of maps below it.
-    made = "reconstruction,\nwhose detail\nis judged"
-    rows = [("original", x), ("belief", real), (made, x_hat), ("belief", fake)]
     n, aspect = len(x), x.shape[2] / x.shape[3]
-    fig = Figure(figsize=(1.3 * n + 2, 1.3 * aspect * len(rows) + 0.8), layout="constrained")
-    axes = fig.subplots(len(rows), n, squeeze=False)
-
-    # A map's mean belief stands above it.
-    for row, (label, images) in zip(axes, rows, strict=True):
-        for ax, image in zip(row, images.cpu().float(), strict=True):
-            if label == "belief":
-                shown = ax.imshow(image[0].sigmoid().numpy(), cmap="coolwarm", vmin=0, vmax=1)
-                ax.set_title(f"{image.sigmoid().mean():.2f}", fontsize=7, pad=2)
-            else:
-                ax.imshow(to_display(image).permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
+    fig = Figure(figsize=(1.3 * n + 2, 5.2 * aspect + 0.8), layout="constrained")
+    axes = _axes(fig, 4, n)
+    made = "reconstruction,\nwhose detail\nis judged"
+    for row, (label, images) in zip(axes[::2], (("original", x), (made, x_hat)), strict=True):
+        for ax, image in zip(row, images, strict=True):
+            _picture(ax, image)
+        _label(row[0], label)
+    for row, logits in zip(axes[1::2], (real, fake), strict=True):
+        for ax, belief in zip(row, logits.float().sigmoid().cpu(), strict=True):
+            shown = ax.imshow(belief[0].numpy(), cmap="coolwarm", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-
-    # One scale for all maps.
+            ax.set_title(f"{belief.mean():.2f}", fontsize=7, pad=2)
+        _label(row[0], "belief")
     fig.colorbar(shown, ax=axes, shrink=0.6, label="probability of real (sigmoid of the logit)")
-    fig.suptitle(title)
-    _save(fig, path)
+    _save(fig, path, title)
 
 
 def curves(
-    path: str | Path,
-    records: Sequence[Mapping[str, Any]],
-    panels: Mapping[str, Sequence[str]],
+    path: str | Path, records: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]
 ) -> None:
     """A panel per {"title": [keys]} over steps; a key that is missing from a record is skipped."""
     # At most three panels beside each other.
     rows, columns = math.ceil(len(panels) / 3), min(3, len(panels))
     fig = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
-    axes = fig.subplots(rows, columns, squeeze=False).flatten()
+    axes = _axes(fig, rows, columns).flatten()
 
     # What spans more than a factor of ten is drawn on a logarithmic scale.
     for ax, (title, keys) in zip(axes, panels.items(), strict=False):
@@ -224,26 +195,19 @@ def curves(
         if values:
             ax.legend(fontsize=8)
 
-    # Places that no panel takes stay empty.
-    for ax in axes[len(panels) :]:
-        ax.axis("off")
+    _leave_empty(axes[len(panels) :])
     _save(fig, path)
 
 
 def latent_statistics(path: str | Path, mean: torch.Tensor, logvar: torch.Tensor) -> None:
     """Histogram of each latent channel's means, with its posterior's width; (B, c, h, w) each."""
     fig = Figure(figsize=(4 * mean.shape[1], 3.2), layout="constrained")
-    axes = fig.subplots(1, mean.shape[1], squeeze=False)[0]
-    for i, ax in enumerate(axes):
+    for i, ax in enumerate(_axes(fig, 1, mean.shape[1])[0]):
         values, width = mean[:, i].flatten().cpu().numpy(), (0.5 * logvar[:, i]).exp().mean()
         ax.hist(values, bins=80, density=True)
-        ax.set_title(
-            f"channel {i}: mean {values.mean():.2f}, std {values.std():.2f}\n"
-            f"mean posterior std {width:.3f}",
-            fontsize=9,
-        )
-    fig.suptitle("Posterior means of validation images")
-    _save(fig, path)
+        said = f"channel {i}: mean {values.mean():.2f}, std {values.std():.2f}"
+        ax.set_title(f"{said}\nmean posterior std {width:.3f}", fontsize=9)
+    _save(fig, path, "Posterior means of validation images")
 
 
 def bands(path: str | Path, records: Sequence[Mapping[str, Any]], num_steps: int) -> None:
@@ -257,10 +221,10 @@ def bands(path: str | Path, records: Sequence[Mapping[str, Any]], num_steps: int
     edges = np.linspace(0, num_steps, values.shape[1] + 1).astype(int)
     labels = [f"{a} to {b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
-    # On the left, each band over the steps.
+    # On the left, each band over the steps, from dark to light.
     fig = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = fig.subplots(1, 2)
-    colors = _shades(len(labels))
+    colors = colormaps["viridis"](np.linspace(0, 0.92, len(labels)))
     for column, label, color in zip(values.T, labels, colors, strict=True):
         left.plot(steps, column, label=label, color=color)
     left.set(title="Loss per band of t", xlabel="step", ylabel="squared error of eps_hat")
@@ -287,8 +251,7 @@ def trade(
     """
     rows = max(len(points) for points in spaces.values())  # of the legend
     fig = Figure(figsize=(5.2 * len(spaces), 4.2 + 0.18 * rows), layout="constrained")
-    axes = fig.subplots(1, len(spaces), squeeze=False)[0]
-    for ax, (space, points) in zip(axes, spaces.items(), strict=True):
+    for ax, (space, points) in zip(_axes(fig, 1, len(spaces))[0], spaces.items(), strict=True):
         for label, precision, recall, distance in points:
             marker = "*" if label == "floor" else "o"
             text = f"{label} (Frechet distance {distance:.3g})"
@@ -297,30 +260,50 @@ def trade(
         ax.set_title(space, fontsize=9)
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))
-    fig.suptitle("Precision: how many samples look real; recall: how many real images are reached")
-    _save(fig, path)
+    title = "Precision: how many samples look real; recall: how many real images are reached"
+    _save(fig, path, title)
 
 
 def side_by_side(path: str | Path, grids: Mapping[str, torch.Tensor], title: str) -> None:
     """Labelled grids of samples beside each other: {"label": (B, C, H, W)}."""
     fig = Figure(figsize=(5 * len(grids), 5.2), layout="constrained")
-    for ax, (label, x) in zip(fig.subplots(1, len(grids), squeeze=False)[0], grids.items(),
-                              strict=True):  # fmt: skip
+    axes = _axes(fig, 1, len(grids))[0]
+    for ax, (label, x) in zip(axes, grids.items(), strict=True):
         ax.imshow(np.asarray(_grid(x, grid_columns(len(x)), PIXELS / 2)))
         ax.set_title(label)
+    _leave_empty(axes)
+    _save(fig, path, title)
+
+
+# ---- What they share ----------------------------------------------------------------------------
+
+
+def _axes(fig: Figure, rows: int, columns: int) -> np.ndarray:
+    """An array (rows, columns) of panels, also where there is one."""
+    return fig.subplots(rows, columns, squeeze=False)
+
+
+def _picture(ax: Axes, x: torch.Tensor, caption: str = "") -> None:
+    """x (C, H, W) below its caption, without ticks."""
+    ax.imshow(to_display(x).cpu().permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(caption, fontsize=8, pad=3)
+
+
+def _label(ax: Axes, label: str) -> None:
+    """What a row is, to the left of its first panel."""
+    ax.set_ylabel(label, rotation=0, ha="right", va="center")
+
+
+def _leave_empty(axes: Iterable[Axes]) -> None:
+    """No frames, no ticks."""
+    for ax in axes:
         ax.axis("off")
-    fig.suptitle(title)
-    _save(fig, path)
 
 
-def _shades(n: int) -> np.ndarray:
-    """n colors from dark to light: (n, 4)."""
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](torch.linspace(0, 0.92, n).numpy())
-
-
-def _save(fig: Figure, path: str | Path) -> None:
+def _save(fig: Figure, path: str | Path, title: str = "") -> None:
+    if title:
+        fig.suptitle(title)
     about = {"Software": MADE_BY}
     write_atomic(
         path,

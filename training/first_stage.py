@@ -4,9 +4,10 @@ So a decoder may be trained further (train_encoder.py --freeze-encoder), and eve
 latents gains.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
-from common.errors import UnreadableError, UserError
+from common.errors import UserError
 from data import tensor_files
 from models.autoencoder import AutoencoderKL
 from training.checkpoint import checkpoints_in, fingerprint, load_model
@@ -27,18 +28,11 @@ def goes_with(autoencoder: AutoencoderKL, wanted: str) -> bool:
 
 def find_autoencoder(folder: str | Path, wanted: str) -> Path | None:
     """The newest autoencoder checkpoint in folder that goes with a denoiser which wants this id, or
-    None; UserError where one that may not be read could be it."""
-    closed: UnreadableError | None = None
+    None."""
     for path in checkpoints_in(folder):
-        try:
+        with suppress(UserError):  # no autoencoder, or one that cannot be read
             if goes_with(load_model(path, "AutoencoderKL")[0], wanted):
                 return path
-        except UnreadableError as error:
-            closed = closed or error
-        except UserError:
-            continue  # not an autoencoder, or damaged: not the one
-    if closed:
-        raise closed
     return None
 
 

@@ -11,14 +11,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.errors import UserError, short
-from common.files import is_there, open_regular, parse_json, reading
+from common.files import is_there, parse_json, reading
 from data.tensor_files import TensorFile
 from models.autoencoder import AutoencoderKL
 from models.unet import UNet
-from training.checkpoint import load_facts, load_model, network_of
+from training.checkpoint import check_fields, load_facts, load_model, network_of
 from training.foreign import (
     AUTOENCODER_FIELDS,
     BETAS,
@@ -31,8 +29,6 @@ from training.foreign import (
     unet_said,
 )
 
-LARGEST_CONFIG = 2**20  # bytes
-FLOATS = torch.float16, torch.bfloat16, torch.float32
 EARLIER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention's
 
 
@@ -45,7 +41,7 @@ def load_autoencoder(
     Raises UserError like load_model, and where half of the folder is missing or anything in it is
     not what models/autoencoder.py can be.
     """
-    if not _is_folder(path, "vae", "vqvae"):
+    if not _is_folder(path):
         return load_model(path, "AutoencoderKL", needed)
     model, facts, _ = _load(Path(path), "AutoencoderKL", _autoencoder_config)
     return model, facts
@@ -59,15 +55,15 @@ def load_unet(path: str | Path, needed: Collection[str] = ()) -> tuple[UNet, dic
     size, and "scheduler" where a pipeline's folder of that name lies beside it. Raises UserError
     like load_autoencoder, and where that scheduler is none of models/scheduler.py.
     """
-    if not _is_folder(path, "unet"):
+    if not _is_folder(path):
         return load_model(path, "UNet", needed)
     model, facts, found = _load(Path(path), "UNet", _unet_config)
     if facts:
         return model, facts
     size = found.get("sample_size")
-    size = [size, size] if type(size) is int else size
-    if type(size) is list and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
-        facts["shape"] = [model.config.in_channels, *size]
+    if size:
+        facts["shape"] = [model.config.in_channels, *(size if type(size) is list else [size, size])]
+        check_fields(path, facts)
     beside = Path(path).absolute().parent / "scheduler" / SCHEDULER
     return model, facts | ({"scheduler": _schedule(beside)} if is_there(beside) else {})
 
@@ -79,16 +75,14 @@ def check_images_said(path: str | Path, facts: dict[str, Any], given: Collection
         raise UserError(f"{path} does not say its images; give {' and '.join(missing)}")
 
 
-def _is_folder(path: str | Path, *parts: str) -> bool:
-    """Whether it is a folder of diffusers, and no checkpoint; UserError for half of one, and for a
-    pipeline of which one of these parts is meant."""
+def _is_folder(path: str | Path) -> bool:
+    """Whether it is a folder of diffusers, and no checkpoint; UserError for a part of one, or more
+    than one."""
     folder = Path(path)
     missing = [name for name in (CONFIG, WEIGHTS) if not is_there(folder / name)]
-    if len(missing) == 1:
-        raise UserError(f"{path} is half a folder of diffusers: {missing[0]} is missing; add it")
-    for part in parts if missing else ():
-        if is_there(folder / part / CONFIG):
-            raise UserError(f"{path} is a whole pipeline of diffusers; give {folder / part}")
+    if len(missing) == 1 or is_there(folder / "model_index.json"):
+        parts = f"give that of its folders which has {CONFIG} and {WEIGHTS}"
+        raise UserError(f"{path} is half a model of diffusers, or a whole pipeline; {parts}")
     return not missing
 
 
@@ -100,12 +94,9 @@ def _load(
     config = translate(folder / CONFIG, found)
     with closing(TensorFile(folder / WEIGHTS)) as file:
         # Checked before anything is built, as a checkpoint is.
-        entries = {
-            _today(name): entry._replace(dtype=torch.float32) if entry.dtype in FLOATS else entry
-            for name, entry in file.entries.items()
-        }
+        entries = {_today(name): entry for name, entry in file.entries.items()}
         cls, known = network_of(folder, entries, config, kind)
-        tensors = {_today(name): tensor.float() for name, tensor in file.read().items()}
+        tensors = {_today(name): tensor for name, tensor in file.read().items()}
         exported = "facts" in file.metadata
     model: Any = cls(known)
     model.load_state_dict(tensors)
@@ -114,15 +105,13 @@ def _load(
 
 def _read(path: Path) -> dict[str, Any]:
     """A config of diffusers, or a UserError."""
-    with reading(path), open_regular(path) as file:
-        text = file.read(LARGEST_CONFIG)
     try:
-        found = parse_json(text)
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {short(str(error))}; copy it anew") from None
-    if type(found) is not dict:
-        raise UserError(f"{path} is no table; copy it anew")
-    return found
+        with reading(path):
+            return dict(parse_json(path.read_bytes()))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no config: {short(str(error))}; copy it anew") from None
 
 
 def _check(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -144,10 +133,9 @@ def _autoencoder_config(path: Path, found: dict[str, Any]) -> dict[str, Any]:
 def _unet_config(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     """The same for models/unet.py. What earlier versions do not say is diffusers' default."""
     found = {"add_attention": True, "attention_head_dim": 8, "dropout": 0.0, **found}
-    widths, kinds = (
-        value if type(value) is list and value else [None]
-        for value in (found.get("block_out_channels"), found.get("down_block_types"))
-    )
+    widths, kinds = found.get("block_out_channels"), found.get("down_block_types")
+    if not (type(widths) is type(kinds) is list and widths):
+        raise UserError(f"{path} says no block_out_channels or down_block_types; copy it anew")
     attention = [level for level, kind in enumerate(kinds) if kind == "AttnDownBlock2D"]
     wanted = unet_said(widths, found.get("in_channels"), attention)
     if not attention:
@@ -159,26 +147,27 @@ def _unet_config(path: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 def _schedule(path: Path) -> dict[str, Any]:
     """A scheduler's config as facts["scheduler"] has it."""
-    found = {"beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False, **_read(path)}
-    said = found.get("prediction_type", "epsilon"), found.get("beta_schedule", "linear")
-    predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
-    schedules = {betas["beta_schedule"]: ours for ours, betas in BETAS.items()}
-    for name, value, known in zip(
-        ("prediction_type", "beta_schedule"), said, (predictions, schedules), strict=True
-    ):
-        if value not in list(known):
-            raise UserError(f"{path}: {name} is {short(value)}, only {', '.join(known)} are taken")
-    wanted = {**BETAS[schedules[said[1]]], "trained_betas": None, "rescale_betas_zero_snr": False}
-    _check(path, found, wanted)
-    num_steps, clips = found.get("num_train_timesteps", 1000), found["clip_sample"]
-    if type(num_steps) is not int or not 1 <= num_steps < 10**5 or type(clips) is not bool:
-        raise UserError(f"{path}: num_train_timesteps is {short(num_steps)}; copy it anew")
-    return {
-        "num_steps": num_steps,
-        "schedule": schedules[said[1]],
-        "prediction": predictions[said[0]],
-        "clip_x0": clips,
+    found = {"prediction_type": "epsilon", "beta_schedule": "linear", "num_train_timesteps": 1000,
+             "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False, **_read(path)}  # fmt: skip
+
+    def ours(name: str, theirs: dict[str, str]) -> str:
+        for known, said in theirs.items():
+            if found[name] == said:
+                return known
+        choices = ", ".join(theirs.values())
+        raise UserError(f"{path}: {name} is {short(found[name])}, only {choices} are taken")
+
+    prediction = ours("prediction_type", PREDICTIONS)
+    schedule = ours("beta_schedule", {k: betas["beta_schedule"] for k, betas in BETAS.items()})
+    _check(path, found, {**BETAS[schedule], "trained_betas": None, "rescale_betas_zero_snr": False})
+    said = {
+        "num_steps": found["num_train_timesteps"],
+        "schedule": schedule,
+        "prediction": prediction,
+        "clip_x0": found["clip_sample"],
     }
+    check_fields(path, {"scheduler": said})
+    return said
 
 
 def _today(name: str) -> str:

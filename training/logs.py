@@ -35,14 +35,15 @@ class Log:
 
     def record(self, record: Mapping[str, Any]) -> None:
         """The numbers of a record of metrics; a list's have their places beside its name."""
-        scalars = {k: v for k, v in record.items() if k not in ("run", "step")}
-        for key in [k for k, v in scalars.items() if isinstance(v, list)]:
-            scalars |= {f"{key}/{i}": v for i, v in enumerate(scalars.pop(key))}
 
         def write(writer: Any) -> None:
-            for key, value in scalars.items():
-                if value is not None:
-                    writer.add_scalar(key, value, record["step"])
+            for key, value in record.items():
+                named = {key: value}
+                if isinstance(value, list):
+                    named = {f"{key}/{i}": number for i, number in enumerate(value)}
+                for name, number in named.items():
+                    if name not in ("run", "step") and number is not None:
+                        writer.add_scalar(name, number, record["step"])
 
         self._write(write)
 
@@ -51,10 +52,9 @@ class Log:
 
         def write(writer: Any) -> None:
             for path in sorted(self.folder.glob("*.png")):
-                if path.is_file() and not path.is_symlink():
-                    with open_picture(path) as image:
-                        pixels = np.asarray(image.convert("RGB"))
-                    writer.add_image(path.stem, pixels, step, dataformats="HWC")
+                with open_picture(path) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                writer.add_image(path.stem, pixels, step, dataformats="HWC")
 
         self._write(write)
 

@@ -15,7 +15,6 @@ from training.muon import Muon
 from training.runtime import Runtime
 
 MAX_GRADIENT = 1.0  # norm from which a gradient is shortened to it
-MOMENTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum",)}  # kept of a weight
 MOST_SKIPPED = 20  # steps in a row; fp16 needs up to 16 to find its scale
 OUTER = {  # from or to images and latents, and from conditions
     "conv_in", "conv_out", "quant_conv", "post_quant_conv", "class_embedding", "attribute_embedding"
@@ -82,17 +81,12 @@ class Optimizer:
     ) -> None:  # fmt: skip
         if name not in OPTIMIZERS:
             raise UserError(f"the optimizer is {' or '.join(OPTIMIZERS)}, not {name}")
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.lr = lr
+        named = [(key, p) for key, p in model.named_parameters() if p.requires_grad]
+        self.parameters, self.lr = [p for _, p in named], lr
 
         # Who takes which weights.
-        inner: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for key, parameter in model.named_parameters():
-            if not parameter.requires_grad:  # frozen
-                continue
-            muon = name == "muon" and _is_inner(key, parameter)
-            (inner if muon else others).append(parameter)
+        inner = [p for key, p in named if name == "muon" and _is_inner(key, p)]
+        others = [p for key, p in named if name != "muon" or not _is_inner(key, p)]
         adamw = torch.optim.AdamW(others, lr, betas, weight_decay=1e-4, fused=runtime.fused)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
         if inner:
@@ -139,46 +133,22 @@ class Optimizer:
             )
         return norm if finite else None
 
-    def state_bytes(self) -> int:
-        """Size of what the optimizers keep: one number per element of a matrix, two of others."""
-        sizes = {"adamw": 8, "muon": 4}
-        return sum(
-            sizes[name] * weight.numel()
-            for name, optimizer in self.optimizers.items()
-            for weight in optimizer.param_groups[0]["params"]
-        )
-
     def state_dict(self) -> dict:
         states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         return {**states, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of state_dict: ValueError where moments do not fit the weights, because fused
-        kernels would write beyond them. How an optimizer works is not taken from a state."""
+        """The inverse of state_dict; an error where moments do not fit the weights. How an
+        optimizer works is not taken from a state."""
         for name, optimizer in self.optimizers.items():
-            moments = state[name]["state"]
-            for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
-                _check_moments(moments.get(number, {}), MOMENTS[name], parameter)
             groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            optimizer.load_state_dict({"state": state[name]["state"], "param_groups": groups})
             # Fused kernels walk weights and moments in the order of memory, which must be the same.
             for parameter, found in optimizer.state.items():
-                for key, value in found.items():
-                    if value.shape == parameter.shape:
-                        found[key] = torch.empty_like(parameter).copy_(value)
+                for key in found.keys() - {"step"}:
+                    found[key] = torch.empty_like(parameter).copy_(found[key])
         if state["scaler"] and self.scaler.is_enabled():  # a resumed run may change its precision
             self.scaler.load_state_dict(state["scaler"])
-
-
-def _check_moments(
-    found: dict[str, torch.Tensor], wanted: tuple[str, ...], parameter: torch.Tensor
-) -> None:
-    """Raise ValueError unless these are a weight's moments; none before its first step."""
-    shapes = {key: () if key == "step" else parameter.shape for key in wanted}
-    if found and {key: value.shape for key, value in found.items()} != shapes:
-        raise ValueError("moments of other shapes")
-    if any((found[key] < 0).any() for key in ("step", "exp_avg_sq") if key in found):
-        raise ValueError("moments below 0")
 
 
 def _is_inner(name: str, parameter: nn.Parameter) -> bool:

