@@ -28,8 +28,8 @@ def guided(
     """eps_u + weight (eps_c - eps_u), in one batch of two (Ho & Salimans 2022, arXiv:2207.12598,
     eq. 6, whose w is weight - 1); eps_c has the condition c, and eps_u has `nothing`.
 
-    c, nothing: of as many samples as there will be. weight 1 is the condition alone, and costs no
-    more. interval: the first and last t that are guided; others have the condition alone
+    c, nothing: of as many samples as there will be. weight 1 is the condition alone, and 0 is as if
+    nothing was asked; both cost no more. interval: the first and last t that are guided; others have the condition alone
     (Kynkaanniemi et al. 2024, arXiv:2404.07724). A network that puts out v is guided alike, because
     eps is linear in v and the two weights add up to 1.
     """
@@ -39,6 +39,8 @@ def guided(
         inside = (low <= t) & (t <= high)
         if weight == 1 or (interval is not None and not inside.any()):
             return model(xt, t, c)
+        if weight == 0 and interval is None:
+            return model(xt, t, nothing)
         both = model(torch.cat([xt, xt]), torch.cat([t, t]), torch.cat([nothing, c]))
         eps_u, eps_c = both.to(xt.dtype).chunk(2)  # within autocast it may be half as precise
         mixed = eps_u + weight * (eps_c - eps_u)

@@ -118,7 +118,7 @@ def test_guidance_is_the_formula_in_one_batch_of_two():
         for weight in (0.0, 0.5, 2.0, 7.5):
             got = guided(model, c, nothing, weight)(XT, T)
             torch.testing.assert_close(got, eps_u + weight * (eps_c - eps_u), rtol=1e-4, atol=1e-5)
-    assert sizes == [6] * 4
+    assert sizes == [3, 6, 6, 6]  # with 0 nothing is asked, at no cost
 
 
 def test_guidance_of_1_is_the_condition_to_the_bit_and_costs_nothing():
