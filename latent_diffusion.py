@@ -106,7 +106,7 @@ def train(args: Arguments) -> None:
     ids = {"autoencoder": encoder_id(autoencoder)}
     ids["data"] = cache_id(ids["autoencoder"], images, args.mirror)
     labels = read_labels(args.condition, images, args.data_root)
-    ids, label_facts = use_labels(labels, ids, state, model)
+    ids, label_facts = use_labels(labels, ids, state)
     about = {"data": args.data, "size": size, "autoencoder": args.encoder}
     about["autoencoder_id"] = ids["autoencoder"]
     latents = cached_latents(ids["data"], images, autoencoder, runtime, args.mirror, about, known)
@@ -116,7 +116,7 @@ def train(args: Arguments) -> None:
     run = begin_run("denoiser", args, data.num_train, runtime, args.settings(), ids, state)
 
     # Network and schedule: two halvings; x0_hat is not clipped, because latents have no bounds.
-    model = with_labels(model, labels) or denoiser.network(
+    model = with_labels(model, labels, known) or denoiser.network(
         autoencoder.config.latent_channels, args.channels, CHANNEL_MULT, args.blocks, args.dropout,
         args.attention, labels,
     )  # fmt: skip

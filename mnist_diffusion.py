@@ -41,7 +41,14 @@ from generation.seeing import TrainingSet
 from models.scheduler import DDPMScheduler, SchedulerConfig
 from models.unet import UNet
 from training import denoiser, distributed
-from training.beginning import begin_run, denoiser_flags, network_in, with_dropout, with_labels
+from training.beginning import (
+    begin_run,
+    denoiser_flags,
+    facts_in,
+    network_in,
+    with_dropout,
+    with_labels,
+)
 from training.checkpoint import fingerprint
 from training.codec import PixelCodec
 from training.conditions import use_labels
@@ -70,14 +77,14 @@ def train(args: Arguments) -> None:
     runtime = Runtime(args.device, args.precision)
 
     # Data: all digits fit on any device as uint8.
-    args, model = begun(args, state)
+    args, model, known = begun(args, state)
     images = mnist_images(args.data_root, "train")
     data_id = f"mnist {zlib.crc32(images.numpy().tobytes()):08x}"
     images = images.to(runtime.device)
     valid = mnist_images(args.data_root, "test")
     counts = {"train": len(images), "test": len(valid)}
     labels = digit_labels(args.data_root, counts) if args.condition == "labels" else None
-    ids, label_facts = use_labels(labels, {"data": data_id}, state, model)
+    ids, label_facts = use_labels(labels, {"data": data_id}, state)
     data = denoiser.DenoiserData(
         draw=lambda indices, _: runtime.send(to_pixels(images[indices.to(runtime.device)])),
         num_train=len(images),
@@ -91,7 +98,7 @@ def train(args: Arguments) -> None:
     run = begin_run("mnist", args, len(images), runtime, args.settings(), ids, state)
 
     # Network and schedule: 28, 14 and 7 pixels; x0_hat is clipped, because pixels are bounded.
-    model = with_labels(model, labels) or denoiser.network(
+    model = with_labels(model, labels, known) or denoiser.network(
         1, args.channels, CHANNEL_MULT, args.blocks, args.dropout, args.attention, labels
     )
     scheduler = DDPMScheduler(
@@ -109,15 +116,17 @@ def train(args: Arguments) -> None:
     denoiser.train(run, learner, data, facts)
 
 
-def begun(args: Arguments, state: dict | None) -> tuple[Arguments, UNet | None]:
-    """What there is to go on with: (args, the network of a resumed run or of --init)."""
-    if state or not args.init:
-        return args, network_in(state) if state else None
+def begun(args: Arguments, state: dict | None) -> tuple[Arguments, UNet | None, dict[str, Any]]:
+    """What there is to go on with: (args, the network and facts of a resumed run or of --init)."""
+    if state:
+        return args, network_in(state), facts_in(state, ())
+    if not args.init:
+        return args, None, {}
     model, scheduler, known = load_beginning(args.init, "pixels")
     check_digits(args.init, model, known.get("shape", [model.config.in_channels, 28, 28]))
     others = {"dropout": model.config.dropout}
     args = args.begun_from(args.init, denoiser_flags(model, scheduler), others)
-    return args, with_dropout(model, args.dropout)
+    return args, with_dropout(model, args.dropout), known
 
 
 def show(args: Arguments) -> None:

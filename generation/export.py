@@ -21,6 +21,7 @@ from generation.pipeline import Pipeline
 from generation.release import CARD, for_others
 from models.autoencoder import AutoencoderKL
 from models.unet import UNet
+from training.beginning import without_labels
 from training.checkpoint import save_model
 from training.codec import LatentCodec
 from training.first_stage import encoder_id
@@ -100,16 +101,11 @@ def export(
     """Write the folder as a whole, or not at all; by the first of several processes.
 
     source: the denoiser's checkpoint; facts: what it says; trained_on: what its autoencoder's says.
-    Raises UserError where the folder is there already, unless it is empty, and for a denoiser with
-    conditions, which no pipeline of diffusers asks for.
+    A denoiser with conditions is written without: no pipeline of diffusers asks for anything.
+    Raises UserError where the folder is there already, unless it is empty.
     """
     if not is_first():
         return
-    if pipeline.model.config.classes or pipeline.model.config.attributes:
-        raise UserError(
-            f"--export: {source} was trained with --condition, which no pipeline of diffusers asks "
-            "for; docs/python.md says how UNet2DModel loads it"
-        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--export: {folder} is there already; remove it, or choose another name")
     write_folder(folder, lambda new: _fill(new, pipeline, facts, trained_on or {}))
@@ -121,6 +117,9 @@ def _fill(
 ) -> None:
     """Write all files of an export."""
     unet, codec, (_, height, width) = pipeline.model, pipeline.codec, pipeline.shape
+    if "condition" in facts:
+        unet = without_labels(unet)
+        facts = {key: fact for key, fact in facts.items() if key != "condition"}
     parts = {"scheduler": "DDPMScheduler", UNET: "UNet2DModel"}
     kind: Any = "DDPMPipeline"
     facts = for_others(facts)

@@ -29,9 +29,9 @@ def guided(
     eq. 6, whose w is weight - 1); eps_c has the condition c, and eps_u has `nothing`.
 
     c, nothing: of as many samples as there will be. weight 1 is the condition alone, and 0 is as if
-    nothing was asked; both cost no more. interval: the first and last t that are guided; others have the condition alone
-    (Kynkaanniemi et al. 2024, arXiv:2404.07724). A network that puts out v is guided alike, because
-    eps is linear in v and the two weights add up to 1.
+    nothing was asked; both cost no more. interval: the first and last t that are guided; others
+    have the condition alone (Kynkaanniemi et al. 2024, arXiv:2404.07724). A network that puts out v
+    is guided alike, because eps is linear in v and the two weights add up to 1.
     """
     low, high = interval or (0, 10**6)
 

@@ -1,8 +1,11 @@
 """What a run begins with: the network of its state, or that of --init; else an untrained one."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from common.files import is_there
 from data.labels import Labels
@@ -83,15 +86,37 @@ def with_dropout(model: UNet, dropout: float) -> UNet:
     return again
 
 
-def with_labels(model: UNet | None, labels: Labels | None) -> UNet | None:
-    """A network of no conditions as one of these; where nothing is asked, it is at first the same.
-    Any other network, or None, as it is."""
-    if model is None or labels is None or model.config.classes or model.config.attributes:
+def with_labels(model: UNet | None, labels: Labels | None, known: Mapping[str, Any]) -> UNet | None:
+    """A network to go on with as one of these labels. One of others forgets them, and it is said;
+    where nothing is asked, it is at first the same. None stays None. known: its facts."""
+    if model is None:
+        return None
+    condition = known.get("condition")
+    has = {} if type(condition) is not dict else condition
+    wanted = (labels.kind, list(labels.names)) if labels else (None, None)
+    if wanted == (has.get("kind"), has.get("names")):
         return model
+    if model.config.classes or model.config.attributes:
+        print("note: what the network to begin with can be asked for is forgotten", flush=True)
+    plain = without_labels(model)
+    if labels is None:
+        return plain
     more: dict[str, Any] = {labels.kind: len(labels.names)}
-    again = UNet(replace(model.config, **more))
-    again.load_state_dict(model.state_dict(), strict=False)
+    again = UNet(replace(plain.config, **more))
+    again.load_state_dict(plain.state_dict(), strict=False)
     return again
+
+
+@torch.no_grad()
+def without_labels(model: UNet) -> UNet:
+    """A network that cannot be asked, and makes what this one makes where nothing is asked. What it
+    adds for no class goes into the bias beside it."""
+    plain = UNet(replace(model.config, classes=0, attributes=0))
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k in plain.state_dict()})
+    if model.config.classes:
+        bias: Any = plain.time_embedding["linear_2"].bias
+        bias += model.class_embedding.weight[-1].cpu()
+    return plain
 
 
 def discriminator_beside(autoencoder: str | Path) -> PatchDiscriminator | None:
