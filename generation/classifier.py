@@ -76,7 +76,8 @@ def attribute_classifier(
     labels: of these images, as their "train". Always trained on the CPU in fp32 from one seed.
     """
     known = labels.of["train"]
-    content = repr((labels.names, images.stamp(), images.size)).encode() + known.numpy().tobytes()
+    what = labels.names, images.stamp(), images.size, images.channels
+    content = repr(what).encode() + known.numpy().tobytes()
     path = Path(folder, f"attributes_{hashlib.sha256(content).hexdigest()[:8]}.safetensors")
     if path.is_file():
         return load_model(path, "Classifier")[0]
