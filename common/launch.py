@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from common.errors import UserError
 
-NEEDED = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
+NEEDED = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ def launched() -> Launch:
     if size in ("", "0", "1"):
         return Launch()
     numbers = [os.environ.get(name, "") for name in NEEDED]
-    if not all(map(str.isdecimal, numbers)):
+    if not all(map(str.isdecimal, numbers)) or not os.environ.get("MASTER_ADDR"):
         raise UserError(
-            f"WORLD_SIZE is {size}, but {', '.join(NEEDED)} are not all numbers; start several "
-            "processes with torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE is {size}, but {', '.join(NEEDED)} are not all numbers, or there is no "
+            "MASTER_ADDR; start several processes with torchrun, or unset WORLD_SIZE"
         )
-    return Launch(*map(int, numbers))
+    return Launch(*map(int, numbers[:4]))
 
 
 def is_first() -> bool:

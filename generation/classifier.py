@@ -25,7 +25,8 @@ from training.optimizer import LrSchedule
 CONFIG = ClassifierConfig(1, (32, 64, 64, 128), 128, 10)
 EPOCHS, BATCH, LR, SHIFT, SEED = 4, 128, 4e-3, 2, 0  # SHIFT: of digits, in pixels
 AT_LEAST = 0.99  # share of the test set that it must get right
-CHANNELS, FACE_EPOCHS, MOST_FACES = (16, 32, 64, 128, 128), 6, 30_000  # of the one of attributes
+CHANNELS, FACE_EPOCHS = (16, 32, 64, 128, 128), 6  # of the one of attributes
+MOST_FACES, MOST_BYTES = 30_000, 2**30  # that it is trained on, all in memory
 
 
 def mnist_classifier(
@@ -71,17 +72,19 @@ def attribute_classifier(
     folder: str | Path = "checkpoints/classifier",
 ) -> Classifier:  # fmt: skip
     """The Classifier of a training set's attributes, a logit each, in eval mode on the CPU: read
-    from folder, or trained on at most 30,000 images of which some is known, and kept.
+    from folder, or trained on at most 30,000 images or 1 GB of which some is known, and kept.
 
     labels: of these images, as their "train". Always trained on the CPU in fp32 from one seed.
     """
     known = labels.of["train"]
-    content = repr((labels.names, images.stamp(), images.size)).encode() + known.numpy().tobytes()
+    what = labels.names, images.stamp(), images.size, images.channels
+    content = repr(what).encode() + known.numpy().tobytes()
     path = Path(folder, f"attributes_{hashlib.sha256(content).hexdigest()[:8]}.safetensors")
     if path.is_file():
         return load_model(path, "Classifier")[0]
     some = known.any(dim=1).nonzero()[:, 0]
-    some = some[fixed_sample(len(some), MOST_FACES)]
+    most = min(MOST_FACES, MOST_BYTES // (images.channels * images.size[0] * images.size[1]))
+    some = some[fixed_sample(len(some), most)]
     parts = tqdm([part.tolist() for part in some.split(BATCH)], "reading faces", leave=False)
     read = list(load_batches(images, parts, workers))
     config = ClassifierConfig(images.channels, CHANNELS, 128, len(labels.names))

@@ -17,6 +17,7 @@ from generation.metrics import frechet_distance
 from models.classifier import Classifier
 
 Table = dict[str, dict[str, float | None]]
+MOST_ROWS = 60  # that are printed
 
 
 @torch.no_grad()
@@ -99,14 +100,20 @@ def _share(right: torch.Tensor, counted: torch.Tensor) -> float | None:
 
 
 def print_table(table: Mapping[str, Mapping[str, Any]]) -> None:
-    """What was found, a row of the table in each line; all but distances as per cent."""
+    """What was found, a row of the table in each line; all but distances as per cent. Of more than
+    MOST_ROWS, those with a number in each column: of forty attributes there are 780 pairs."""
     columns = list(next(iter(table.values())))
-    width = 2 + max(map(len, table))
+    whole = {row: numbers for row, numbers in table.items() if len(numbers) == len(columns)}
+    shown = table if len(table) <= MOST_ROWS else whole
+    width = 2 + max(map(len, shown))
     print("\nwhat was asked for, as a classifier reads it:")
     print(" " * width + "".join(f"{column:>{len(column) + 3}}" for column in columns))
-    for row, numbers in table.items():
+    for row, numbers in shown.items():
         cells = []
-        for column, n in numbers.items():
-            text = "-" if n is None else f"{n:.4g}" if "distance" in column else f"{n:.1%}"
+        for column in columns:
+            n, form = numbers.get(column, ""), ".4g" if "distance" in column else ".1%"
+            text = "-" if n is None else n if n == "" else f"{n:{form}}"
             cells.append(f"{text:>{len(column) + 3}}")
-        print(f"{row:<{width}}" + "".join(cells))
+        print(f"{row:<{width}}{''.join(cells)}".rstrip())
+    if len(shown) < len(table):
+        print(f"and {len(table) - len(shown)} rows of two at a time, which the record has")

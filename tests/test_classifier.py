@@ -62,3 +62,10 @@ def test_attributes_are_learnt_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "_train", None)  # read, not trained again
     again = classifier.attribute_classifier(labels, images, 0, tmp_path)
     assert torch.equal(again.head.weight, model.head.weight)
+
+    # The same pictures in grey have a classifier of their own.
+    monkeypatch.undo()
+    grey = SyntheticFaces(range(300), (32, 32), channels=1)
+    grey._drawn = {i: x[:1] for i, x in images._drawn.items()}
+    monkeypatch.setattr(classifier, "FACE_EPOCHS", 1)
+    assert classifier.attribute_classifier(labels, grey, 0, tmp_path).config.image_channels == 1

@@ -1,5 +1,7 @@
 """What is asked of a denoiser, from names to pictures: with both scripts, as a user does."""
 
+import re
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -461,7 +463,7 @@ def test_the_share_of_digits_that_is_read_as_asked(monkeypatch):
     assert found["2"] == {"read as asked": 0.5, **nothing}
 
 
-def test_the_share_of_attributes_that_is_read_as_asked(monkeypatch):
+def test_the_share_of_attributes_that_is_read_as_asked(monkeypatch, capsys):
     """Of pictures whose first two colours are two attributes; 0 is not counted."""
     model = Classifier(CONFIG).eval()
     monkeypatch.setattr(Classifier, "forward", lambda self, x: x.mean(dim=(2, 3))[:, :2])
@@ -483,4 +485,18 @@ def test_the_share_of_attributes_that_is_read_as_asked(monkeypatch):
     assert found["Hat"]["read as asked"] == pytest.approx(2 / 3)
     assert found["Hat"]["read as asked, with it"] == 0.5
     assert found["Glasses and Hat"] == {"read as asked": 1, "real images": 0.5}
+
+    # A number stands below the name of its column.
     print_table(found)
+    head, *_, both = capsys.readouterr().out.splitlines()[2:]
+    ends = [head.index(f" {column} ") + len(column) + 1
+            for column in ("read as asked", "real images")]  # fmt: skip
+    assert [m.end() for m in re.finditer(r"[0-9.]+%", both)] == ends
+
+    # Of many attributes, pairs are in the record alone.
+    names = [f"attribute {i}" for i in range(40)]
+    row = dict.fromkeys(found["Hat"], 0.5)
+    pairs = {" and ".join(two): found["Glasses and Hat"] for two in combinations(names, 2)}
+    print_table(dict.fromkeys(names, row) | pairs)
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 44 and "and 780 rows" in said
