@@ -175,11 +175,12 @@ def test_digits_are_learnt_alike_by_one_two_and_four(folder, digits_root):
 @needs_fork
 def test_autoencoders_are_learnt_alike_by_one_two_and_four(folder):
     """With the GAN, whose weight is of the whole batch, by Muon, through all of its phases."""
-    one = trained(1, run_encoder, *FACES, name="one")
+    flags = (*FACES, "--lr", 2e-4)  # at a higher rate the GAN multiplies what rounding changes
+    one = trained(1, run_encoder, *flags, name="one")
     assert one[1][-1]["gan_weight"] > 0 and one[1][-1]["adaptive_weight"] > 0
     for name, size, parts in (("two", 2, 2), ("four", 4, 1), ("parts", 1, 2)):
-        other = trained(size, run_encoder, *FACES, "--accumulate", parts, name=name)
-        assert_alike(one, other, rounding=2e-2)  # 0.008 on an AMD EPYC
+        other = trained(size, run_encoder, *flags, "--accumulate", parts, name=name)
+        assert_alike(one, other, rounding=5e-3)
 
 
 @needs_fork
