@@ -226,10 +226,10 @@ def evaluate(args: Arguments) -> None:
         training_set=cached_means(facts),  # without it, all but the nearest is measured
     )
 
-    # Measure, tell.
+    # Measure, tell. The classifier is made first, because a failure later would cost more.
+    classifier = attribute_classifier(labels, splits["train"], workers) if labels else None
     record = evaluate_denoiser(pipeline, args.seeds, folder, reference, args.evaluate)
-    if labels and asked:
-        classifier = attribute_classifier(labels, splits["train"], workers)
+    if labels and asked and classifier:
         pictures = read_pictures([picture_path(folder, seed) for seed in args.seeds])
         parts = [part.tolist() for part in torch.arange(len(splits[split])).split(100)]
         record["asked"] = measure_attributes(

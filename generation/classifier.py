@@ -83,6 +83,8 @@ def attribute_classifier(
     if path.is_file():
         return load_model(path, "Classifier")[0]
     some = known.any(dim=1).nonzero()[:, 0]
+    if not len(some):
+        raise UserError("no attribute of any training image is known, so no classifier can learn")
     most = min(MOST_FACES, MOST_BYTES // (images.channels * images.size[0] * images.size[1]))
     some = some[fixed_sample(len(some), most)]
     parts = tqdm([part.tolist() for part in some.split(BATCH)], "reading faces", leave=False)
