@@ -111,6 +111,9 @@ class Run:
         "ema" are the averaged weights of another of them. networks, facts: as Series has them.
         Raises UserError when they are not those of the state.
         """
+        for task in networks if self.is_first else ():  # a discriminator's folder, for example
+            make_folder(Path("checkpoints", task))
+            remove_leftovers(Path("checkpoints", task))
         numbered = self.saving.every is not None
         self.series = Series(self.name, networks, facts, numbered, self.saving.keep)
         self.parts = parts
