@@ -11,6 +11,7 @@ from training.checkpoint import load_facts
 
 SHIPPED = {
     "denoiser/faces64": "latent_diffusion.py",
+    "mnist/digits": "mnist_diffusion.py",
 }
 FLAGS = ("--sampler", "dpm++", "--num-images", 6, *CPU)
 
