@@ -278,7 +278,7 @@ ENCODER = ("--encoder", "checkpoints/autoencoder/1.safetensors")
         ("mnist_diffusion.py", ("--train", "--precision", "fp8"), "invalid choice"),
         ("mnist_diffusion.py", ("--train", "--unknown"), "unrecognized arguments"),
         ("mnist_diffusion.py", ("--train", "--resume"), "no .state file in checkpoints/mnist"),
-        ("mnist_diffusion.py", ("--train", "--resume", "no"), "no .state file in checkpoints/mnist"),
+        ("mnist_diffusion.py", ("--train", "--resume", "no"), "no .state file in checkpoints/"),
         ("mnist_diffusion.py", ("--train", "--channels", 12), "12 is no whole number"),
         ("mnist_diffusion.py", ("--train", "--device", "nonsense"), "--device nonsense cannot"),
         ("mnist_diffusion.py", ("--show", ""), "no checkpoint"),
